@@ -1,0 +1,13 @@
+"""Strictness for every test: JAX's silent dtype conversions are errors, hypothesis is deterministic."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_ENABLE_X64", "0")
+
+settings.register_profile("lufjax", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("lufjax")

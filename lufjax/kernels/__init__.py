@@ -1,0 +1,1 @@
+"""Parts of one machine: each module knows one structure, none knows a batch axis."""

@@ -1,0 +1,118 @@
+"""Where frames are: the inactive list, the per-CPU lists and the global free list, the reverse map, the pool of anonymous backings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+from jax import Array
+
+from lufjax import state as st
+
+if TYPE_CHECKING:
+    from lufjax.phases.draft import Draft
+
+MOVE = 16
+"""Frames that one phase moves between a per-CPU list and the global list."""
+
+
+def lru_append(m: Draft, frame: Array, enabled: Array) -> None:
+    """Make a frame the newest of the inactive list."""
+    newest = m.get("link", m.shape.num_frames, st.PREV)
+    _relink(m, _append_words(m, frame, newest), [enabled] * 4)
+
+
+def lru_take(m: Draft, frame: Array, enabled: Array, *, rotates: Array) -> Array:
+    """Take a frame off the list or, where ``rotates`` (then it is the oldest), make it the newest. Returns the oldest afterwards."""
+    end = jnp.int32(m.shape.num_frames)
+    row, ends = m.get("link", frame), m.get("link", m.shape.num_frames)
+    is_alone = (row[st.PREV] == end) & (row[st.NEXT] == end)
+    moves = enabled & ~(rotates & is_alone)
+    words = [(row[st.PREV], st.NEXT, row[st.NEXT]), (row[st.NEXT], st.PREV, row[st.PREV])]
+    _relink(m, words + _append_words(m, frame, ends[st.PREV]), [moves] * 2 + [moves & rotates] * 4)
+    return jnp.where(ends[st.NEXT] == frame, jnp.where(rotates & is_alone, frame, row[st.NEXT]), ends[st.NEXT])
+
+
+def _append_words(m: Draft, frame: Array, newest: Array) -> list[tuple[Array, int, Array]]:
+    end = jnp.int32(m.shape.num_frames)
+    return [(newest, st.NEXT, frame), (frame, st.PREV, newest), (frame, st.NEXT, end), (end, st.PREV, frame)]
+
+
+def _relink(m: Draft, words: list[tuple[Array, int, Array]], enabled: list[Array]) -> None:
+    """Write all words of the list at once; no two of the enabled ones are the same word."""
+    rows = jnp.stack([row for row, _, _ in words])
+    columns = jnp.array([column for _, column, _ in words], jnp.int32)
+    m.put("link", (rows, columns), jnp.stack([value for _, _, value in words]), jnp.stack(enabled))
+
+
+def free_frame(m: Draft, frame: Array, cpu: Array, enabled: Array, *, has_debt: Array) -> tuple[Array, Array]:
+    """Free a frame to the per-CPU list of ``cpu``. Returns the length of that list, and whether it is above its high mark."""
+    head, count = m.get("pcp", cpu)
+    m.put("frame", (frame, st.STATE), st.FREE, enabled)
+    m.put("frame", (frame, st.FRAME_TAG), m.r.ugen, enabled & has_debt)
+    m.bump("nr_pending", enabled & has_debt)
+    at_tail = has_debt & (m.rules.pending_to == 1)
+    new_head = jnp.where(at_tail, head, head - 1)
+    slot = jnp.where(at_tail, head + count, head - 1) & (st.ring_size(m.shape.pcp_slots) - 1)
+    m.put("pcp_ring", (cpu, slot), frame, enabled)
+    m.put("pcp", cpu, jnp.stack([new_head, count + 1]), enabled)
+    return count + 1, enabled & (count + 1 > m.p.pcp_high)
+
+
+def move_frames(m: Draft, cpu: Array, left: Array, refills: Array, drains: Array) -> Array:
+    """Move up to MOVE of ``left`` frames between the per-CPU list of ``cpu`` and the head of the free list. Returns what is left.
+
+    A refill appends to the tail of the per-CPU list; a drain takes from there, so the oldest go first.
+    """
+    step = jnp.arange(MOVE)
+    moved = jnp.where(refills | drains, jnp.minimum(left, MOVE), 0)
+    (head, count), free_head = m.get("pcp", cpu), m.r.free_head
+    cpus = jnp.full((MOVE,), cpu)
+    pcp_place = (jnp.where(refills, head + count + step, head + count - 1 - step)) & (st.ring_size(m.shape.pcp_slots) - 1)
+    free_place = (jnp.where(refills, free_head + step, free_head - 1 - step)) & (st.ring_size(m.shape.num_frames) - 1)
+    from_free, from_pcp = m.get("free_ring", free_place), m.get("pcp_ring", cpus, pcp_place)
+    m.put("pcp_ring", (cpus, pcp_place), from_free, refills & (step < moved))
+    m.put("free_ring", (free_place,), from_pcp, drains & (step < moved))
+    signed = jnp.where(refills, moved, -moved)
+    m.put("pcp", (cpu, 1), count + signed, refills | drains)
+    m.bump("free_head", refills | drains, signed)
+    m.bump("free_count", refills | drains, -signed)
+    return left - moved
+
+
+def rmap_add(m: Draft, frame: Array, pid: Array, enabled: Array) -> Array:
+    """Note that PTE ``pid`` maps ``frame``, in the lowest empty slot. Returns whether there was none (fault RMAP_FULL)."""
+    is_empty = m.get("rmap", frame) < 0
+    m.put("rmap", (frame, jnp.argmax(is_empty)), pid, enabled & is_empty.any())
+    return enabled & ~is_empty.any()
+
+
+def rmap_remove(m: Draft, frame: Array, pid: Array, enabled: Array) -> None:
+    """Forget that PTE ``pid`` maps ``frame``."""
+    slots = m.get("rmap", frame)
+    m.put("rmap", (frame, jnp.argmax(slots == pid)), -1, enabled)
+
+
+def take_anon(m: Draft, parent: Array, enabled: Array, *, home: Array | int = -4) -> tuple[Array, Array]:
+    """Take a fresh anonymous backing, a new version of whatever used the id before. Returns id and version; the caller checks the pool.
+
+    Args:
+        home: packed home, none by default.
+    """
+    m.bump("anon_top", enabled, -1)
+    backing = m.get("anon_pool", m.r.anon_top)
+    truth = m.get("backing", backing, st.TRUTH) + 1
+    m.put("backing", backing, jnp.stack([truth, truth, jnp.broadcast_to(jnp.asarray(home, jnp.int32), truth.shape)]), enabled)
+    m.put("parent", backing - m.shape.num_file_pages, parent, enabled)
+    return backing, truth
+
+
+def release_anon(m: Draft, backing: Array, enabled: Array) -> None:
+    """Give an anonymous backing back. It has no home any more: its page was zapped."""
+    m.put("anon_pool", m.r.anon_top, backing, enabled)
+    m.bump("anon_top", enabled)
+
+
+def home_of(m: Draft, backing: Array) -> Array:
+    """The frame that is the home of ``backing``, -1 if none."""
+    return m.get("backing", backing, st.HOME) >> 2

@@ -1,0 +1,92 @@
+"""How one event is executed: a small program of phases.
+
+A lane is always in one phase. A phase is a kernel for one machine: it reads the state, decides, and returns what to write, and which phase
+comes next; it does a bounded amount of work. Most accesses finish in ``FETCH``. Work of varying length (a batch to free,
+pages to invalidate) is a phase that repeats. ``rollout.py`` runs, in each block of lanes, the phase that most lanes wait for.
+
+A called phase returns to the code in its ``*_ret`` register. Calls never nest into themselves:
+FETCH, FAULT, MAPPING, FINISH, OTHER -> ALLOC -> RECLAIM -> UNMAP -> DRAIN -> PCP_DRAIN, and all of them -> FLUSH -> INVLPG.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Phase(enum.IntEnum):
+    """What a lane does next. The comment names the kernel path that it models."""
+
+    FETCH = 0  # read the event row; the access that needs no kernel
+    STORE = 1  # perform a store through a frame, then the event is complete
+    STALE = 2  # judge a stale access
+    FAULT = 3  # handle_mm_fault
+    FAULT_CLASSIFY = 4
+    COW = 5  # wp_page_copy, the frame is there
+    COW_FLUSHED = 6
+    INSTALL_READ = 7  # the page was read into a frame
+    INSTALL_RESIDENT = 8  # the page is in memory
+    INSTALL_COPY = 42  # the copy of a broken copy-on-write page
+    INSTALL_UPGRADE = 43  # ptep_set_access_flags
+    INSTALL = 44  # set_pte_at
+    ALLOC = 9  # get_page_from_freelist
+    ALLOC_TAKE = 10
+    ALLOC_RETRY = 11
+    ALLOC_POP = 12
+    ALLOC_DONE = 13
+    REFILL = 14  # rmqueue_bulk
+    PCP_DRAIN = 15  # free_pcppages_bulk
+    BACKGROUND = 45  # kswapd, at the start of an event
+    RECLAIM = 16  # shrink_folio_list, one entry
+    UNMAP = 17  # flushes that an unmap owes at once
+    UNMAP_FLUSHED = 18
+    DRAIN = 19  # try_to_unmap_flush, then free the list
+    DRAIN_FLUSHED = 20
+    DRAIN_FREE = 21
+    FLUSH = 22  # flush_tlb_mm_range, arch_tlbbatch_flush
+    INVLPG = 23  # one page of a ranged flush
+    MAPPING = 24  # MMAP, MUNMAP, MPROTECT, MADVISE_DONTNEED page events: flush_tlb_batched_pending and its rivals
+    MAPPING_VA = 25
+    MAPPING_VA_PAID = 26
+    MAPPING_FLAG = 27
+    MAPPING_EDIT = 28  # zap_pte_range, change_pte_range
+    MAPPING_FIXED = 29
+    FIXED_FINISH = 30  # MAP_FIXED: the end of the unmapping
+    FIXED_FREE = 31
+    MAPPING_MAP = 41
+    FINISH = 32  # tlb_finish_mmu
+    FINISH_HELD = 33
+    FINISH_PROMISE = 34
+    SCHEDULE = 46  # SWITCH, TICK
+    OTHER = 35  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN
+    OTHER_ALLOCATED = 36
+    OTHER_WRITE = 37
+    RELEASE = 38  # end of the quarantine
+    RELEASE_FREE = 39
+    COMPLETE = 40  # the event is over
+
+
+GROUPS: dict[str, tuple[Phase, ...]] = {
+    "fetch": (Phase.FETCH,),
+    "store": (Phase.STORE,),
+    "stale": (Phase.STALE,),
+    "fault": (Phase.FAULT, Phase.FAULT_CLASSIFY),
+    "cow": (Phase.COW, Phase.COW_FLUSHED),
+    "install": (Phase.INSTALL_READ, Phase.INSTALL_RESIDENT, Phase.INSTALL_COPY, Phase.INSTALL_UPGRADE, Phase.INSTALL),
+    "alloc": (Phase.ALLOC, Phase.ALLOC_TAKE, Phase.ALLOC_RETRY, Phase.ALLOC_POP, Phase.ALLOC_DONE),
+    "pcp": (Phase.REFILL, Phase.PCP_DRAIN),
+    "reclaim": (Phase.BACKGROUND, Phase.RECLAIM),
+    "unmap": (Phase.UNMAP, Phase.UNMAP_FLUSHED),
+    "drain": (Phase.DRAIN, Phase.DRAIN_FLUSHED, Phase.DRAIN_FREE),
+    "flush": (Phase.FLUSH,),
+    "invlpg": (Phase.INVLPG,),
+    "mapping": (Phase.MAPPING, Phase.MAPPING_VA, Phase.MAPPING_VA_PAID, Phase.MAPPING_FLAG),
+    "edit": (Phase.MAPPING_EDIT, Phase.MAPPING_FIXED),
+    "fixed": (Phase.FIXED_FINISH, Phase.FIXED_FREE),
+    "map": (Phase.MAPPING_MAP,),
+    "finish": (Phase.FINISH, Phase.FINISH_HELD, Phase.FINISH_PROMISE),
+    "schedule": (Phase.SCHEDULE,),
+    "other": (Phase.OTHER, Phase.OTHER_ALLOCATED, Phase.OTHER_WRITE),
+    "complete": (Phase.COMPLETE,),
+    "release": (Phase.RELEASE, Phase.RELEASE_FREE),
+}  # fmt: skip
+"""Kernel -> the codes it executes."""

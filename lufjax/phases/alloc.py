@@ -1,0 +1,109 @@
+"""ALLOC: a frame for CPU ``c``, or none; REFILL and PCP_DRAIN: the per-CPU lists (docs/MODEL.md sections 5 and 9)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from lufjax import state as st
+from lufjax.events import Payer
+from lufjax.kernels import cpumask, frames
+from lufjax.phases import Phase
+from lufjax.phases.draft import Draft
+
+
+def alloc(m: Draft, enabled: Array) -> None:
+    """get_page_from_freelist: wake kswapd, reclaim directly, refill, pop, and discharge the frame's debt at its take-off."""
+    code = m.r.phase
+    in_load_mode = m.p.load_mode == 1
+    begin = enabled & (code == Phase.ALLOC)
+    m.put_regs(begin & in_load_mode & (m.r.free_count < m.p.wmark_low), kswapd_on=1)
+    stalls = begin & in_load_mode & (m.r.free_count < m.p.wmark_min)
+    m.count("allocstall", stalls)
+    m.put_regs(stalls, rc_pages=2, rc_entries=4, rc_cpu=m.c, rc_background=0, rc_named=-1, rc_ret=Phase.ALLOC_TAKE)
+    m.goto(Phase.RECLAIM, stalls)
+
+    todo = enabled & ~stalls
+    head, count = m.get("pcp", m.c)
+    pcp_empty = count == 0
+    both_empty = pcp_empty & (m.r.free_count == 0)
+    drains = todo & in_load_mode & both_empty & ((code == Phase.ALLOC) | (code == Phase.ALLOC_TAKE))
+    m.put_regs(drains, dr_cpu=m.c, dr_ret=Phase.ALLOC_RETRY)
+    m.goto(Phase.DRAIN, drains)
+    releases = todo & in_load_mode & both_empty & (code == Phase.ALLOC_RETRY) & (m.r.q_count > 0)
+    m.put_regs(releases, rl_all=1, rl_ret=Phase.ALLOC_POP)
+    m.goto(Phase.RELEASE, releases)
+    todo = todo & ~drains & ~releases & (code != Phase.ALLOC_DONE)
+    refills = todo & pcp_empty & (m.r.free_count > 0)
+    m.put_regs(refills, rf_left=jnp.minimum(m.p.pcp_batch, m.r.free_count))
+    m.goto(Phase.REFILL, refills)
+    fails = todo & pcp_empty & (m.r.free_count == 0)
+    m.count("alloc_fail", fails)
+    m.put_regs(fails, alloc_frame=-1)
+    m.goto(m.r.alloc_ret, fails)
+
+    pops = todo & ~pcp_empty
+    top = m.get("pcp_ring", m.c, head & (st.ring_size(m.shape.pcp_slots) - 1))
+    frame = jnp.where(pops, top, m.r.alloc_frame)
+    m.put("pcp", m.c, jnp.stack([head + 1, count - 1]), pops)
+    m.put_regs(pops, alloc_frame=frame, fl_sent=0)
+    flushes = _discharge(m, frame, pops)
+    taken = (pops & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
+    m.tally("ipis_per_alloc", m.r.fl_sent, taken)
+    nothing = jnp.zeros_like(m.now)
+    clean = jnp.stack([m.now, nothing, nothing, nothing - 1, nothing, nothing])
+    m.put("frame", (frame, slice(st.HANDED, st.CLOCK + 1)), clean, taken)
+    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), taken)
+    m.goto(m.r.alloc_ret, taken)
+
+
+def _discharge(m: Draft, frame: Array, enabled: Array) -> Array:
+    """Take-off: request the flush that the frame's debt calls for. Returns whether there is one."""
+    row, owed = m.get("frame", frame), m.get("owed", frame)
+    has_debt = enabled & ~cpumask.is_empty(owed)
+    m.bump("nr_pending", has_debt, -1)
+    new_owner = jnp.where(m.r.alloc_foreign == 1, -1, m.loaded)
+    by_owner = m.rules.reclaim_flush == 4
+    recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)
+    m.count("recycled", recycled)
+    unpaid = has_debt & ~recycled
+
+    per_frame = by_owner | (m.rules.debt_merge == 1)
+    covered = cpumask.from_bits(m.get("cpu")[:, st.COVERED] >= row[st.CLOCK], m.words)
+    mask = jnp.where(m.rules.targets == 1, owed & ~covered, owed)
+    one = unpaid & per_frame
+    generation = unpaid & ~per_frame
+    debt = m.commit_deferred(generation)
+    open_debt = (row[st.FRAME_TAG] > m.r.ugen_done) & ~cpumask.is_empty(debt)
+    flushes = (one & ~cpumask.is_empty(mask)) | (generation & open_debt)
+    m.count("absorbed", unpaid & ~flushes)
+    m.count("discharged_by_foreign", flushes & (m.r.alloc_foreign == 1))
+    m.count("discharges", flushes & per_frame)
+    m.tally("age_at_discharge", m.now - row[st.SINCE], flushes)
+    m.flush_batch(flushes, Phase.ALLOC_DONE, cpu=m.c, mask=jnp.where(per_frame, mask, debt), payer=Payer.ALLOC)
+    m.close_generation(flushes & ~per_frame)
+    return flushes
+
+
+def pcp(m: Draft, enabled: Array) -> None:
+    """rmqueue_bulk and free_pcppages_bulk, a bounded number of frames at a time."""
+    refills = enabled & (m.r.phase == Phase.REFILL)
+    drains = enabled & (m.r.phase == Phase.PCP_DRAIN)
+    cpu = jnp.where(refills, m.c, m.r.pd_cpu)
+    left = frames.move_frames(m, cpu, jnp.where(refills, m.r.rf_left, m.r.pd_left), refills, drains)
+    m.put_regs(refills, rf_left=left)
+    m.put_regs(drains, pd_left=left)
+    m.goto(jnp.where(refills, Phase.ALLOC_POP, m.r.pd_ret), enabled & (left == 0))
+
+
+def free_then(m: Draft, frame: Array, cpu: Array, enabled: Array, then: Array | Phase, *, has_debt: Array) -> None:
+    """Free a frame and continue in ``then``, by way of PCP_DRAIN if the list overflowed."""
+    count, overflows = frames.free_frame(m, frame, cpu, enabled, has_debt=has_debt)
+    m.goto(then, enabled & ~overflows)
+    m.put_regs(overflows, pd_cpu=cpu, pd_left=jnp.minimum(m.p.pcp_batch, count), pd_ret=then)
+    m.goto(Phase.PCP_DRAIN, overflows)
+
+
+def owes(m: Draft, frame: Array) -> Array:
+    """Whether a frame carries a debt."""
+    return ~cpumask.is_empty(m.get("owed", frame))

@@ -1,0 +1,129 @@
+"""FAULT, COW, INSTALL: from a missing or read-only PTE to an installed one (docs/MODEL.md section 5)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from lufjax import state as st
+from lufjax.events import Op, Payer, VmaFlag
+from lufjax.faults import Fault
+from lufjax.kernels import frames, tlb
+from lufjax.phases import Phase
+from lufjax.phases.draft import Draft
+
+
+def fault(m: Draft, enabled: Array) -> None:
+    """handle_mm_fault: is the access allowed, and what does it need?"""
+    page, pte = m.get("page", m.pid), m.get("pte", m.pid)
+    is_store, is_present = m.op == Op.STORE, (pte & st.PTE_PRESENT) != 0
+    flags = m.get("vma", jnp.maximum(page[st.VMA], 0))
+    backing = page[st.BACKING]
+
+    begin = enabled & (m.r.phase == Phase.FAULT)
+    m.count("pgfault", begin)
+    allowed = (page[st.VMA] >= 0) & ((flags & VmaFlag.READ) != 0) & (~is_store | ((flags & VmaFlag.WRITE) != 0))
+    m.count("segv", begin & ~allowed)
+    m.complete(begin & ~allowed)
+    begin = begin & allowed
+    hook = begin & is_store & is_present & (m.rules.write_fault_flush == 1)
+    hooked = m.discharge_all(hook, Phase.FAULT_CLASSIFY, Payer.FAULT)
+
+    ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
+    is_anon = backing >= m.shape.num_file_pages
+    is_shared = (flags & VmaFlag.SHARED) != 0
+    upgrade = is_present & (is_shared | is_anon)
+    cow = ~upgrade & is_store & ~is_shared & ~is_anon
+    resident = frames.home_of(m, backing)
+    m.put_regs(ready, alloc_frame=jnp.where(upgrade, pte >> st.PTE_SHIFT, resident), alloc_foreign=0)
+    m.put_regs(ready, alloc_ret=jnp.where(cow, Phase.COW, Phase.INSTALL_READ))
+    then = jnp.where(cow | (resident < 0), Phase.ALLOC, Phase.INSTALL_RESIDENT)
+    m.goto(jnp.where(upgrade, Phase.INSTALL_UPGRADE, then), ready)
+
+
+def cow(m: Draft, enabled: Array) -> None:
+    """wp_page_copy: unmap the original, flush it, and the copy takes its place."""
+    pte, page = m.get("pte", m.pid), m.get("page", m.pid)
+    backing, frame = page[st.BACKING], m.r.alloc_frame
+    m.complete(enabled & (frame < 0))
+    todo = enabled & (frame >= 0)
+    begin = todo & (m.r.phase == Phase.COW)
+    home = frames.home_of(m, backing)
+    m.count("pgmajfault", begin & (home < 0))
+    slots = jnp.arange(m.shape.batch_slots)
+    is_queued = (home >= 0) & ((m.get("batch") == home * 2) & (slots < m.r.batch_count)).any()
+    unmap = begin & ((pte & st.PTE_PRESENT) != 0)
+    frames.rmap_remove(m, pte >> st.PTE_SHIFT, m.pid, unmap)
+    m.put("pte", m.pid, 0, unmap)
+    m.put("page", (m.pid, st.CHANGED), m.now, unmap)
+    flushes = begin & (unmap | is_queued) & (m.rules.cow_flush == 1)
+    m.flush_mm(flushes, Phase.COW_FLUSHED, cpu=m.c, mm=m.m, payer=Payer.FAULT, start=m.v, end=m.v + 1)
+
+    copied = todo & ~flushes
+    m.fault(Fault.ANON_POOL_EMPTY, copied & (m.r.anon_top <= 0))
+    fresh, version = frames.take_anon(m, backing, copied, home=frame * 4)
+    promise = page[st.PROMISE]
+    follows = (promise >> 2 == backing) & ((promise & 1) != 0)
+    new_promise = jnp.where(follows, fresh * 4 + (promise & 3), promise)
+    m.put("page", (m.pid, slice(st.BACKING, st.PROMISE + 1)), jnp.stack([fresh, new_promise]), copied)
+    hold(m, frame, fresh, version, copied)
+    frames.lru_append(m, frame, copied)
+    m.goto(Phase.INSTALL_COPY, copied)
+
+
+def install(m: Draft, enabled: Array) -> None:
+    """set_pte_at: the page is in a frame; the PTE, the reverse map and the TLB learn of it, and a store is performed."""
+    code, frame = m.r.phase, m.r.alloc_frame
+    is_store = m.op == Op.STORE
+    m.complete(enabled & (code == Phase.INSTALL_READ) & (frame < 0))
+    todo = enabled & (frame >= 0)
+    backing = m.get("page", m.pid, st.BACKING)
+    reads = todo & (code == Phase.INSTALL_READ)
+    _arrive(m, frame, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
+
+    pte = m.get("pte", m.pid)
+    pays = todo & (code != Phase.INSTALL) & ((pte & st.PTE_MARKER) != 0) & is_store & (m.rules.marker_fault == 1)
+    m.flush_mm(pays, Phase.INSTALL, cpu=m.c, mm=m.m, payer=Payer.FAULT)
+    done = todo & ~pays
+    full = frames.rmap_add(m, frame, m.pid, done & (code != Phase.INSTALL_UPGRADE))
+    m.fault(Fault.RMAP_FULL, full)
+    write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
+    m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, done)
+    fill_both(m, frame, is_store, done)
+    m.put_regs(done, store_frame=frame)
+    m.goto(Phase.STORE, done & is_store)
+    m.complete(done & ~is_store)
+
+
+def _arrive(m: Draft, frame: Array, backing: Array, reads: Array, resident: Array) -> None:
+    """The frame joins the inactive list: read in just now, or taken back from the unmap batch."""
+    _, stored, home = m.get("backing", backing)
+    row = m.get("frame", frame)
+    rescued = resident & (row[st.STATE] == st.IN_BATCH)
+    m.count("pgmajfault", reads & ((home & 1) != 0))
+    m.count("pgrescued", rescued)
+    kept = row[st.CONTENT : st.PAGE_OF + 1]
+    new = jnp.where(reads, jnp.stack([backing, stored, backing]), kept)
+    used = jnp.full((1,), st.USED_STATE, jnp.int32)
+    m.put("frame", (frame, slice(st.STATE, st.PAGE_OF + 1)), jnp.concatenate([used, new]), reads | rescued)
+    m.put("backing", (backing, st.HOME), frame * 4 + (home & 1), reads)
+    frames.lru_append(m, frame, reads | rescued)
+
+
+def hold(m: Draft, frame: Array, backing: Array, version: Array, enabled: Array) -> None:
+    """A frame just taken off the allocator is used for ``backing`` and holds ``version`` of it."""
+    row = jnp.stack([jnp.full_like(backing, st.USED_STATE), backing, version, backing])
+    m.put("frame", (frame, slice(st.STATE, st.PAGE_OF + 1)), row, enabled)
+
+
+def fill_both(m: Draft, frame: Array, is_store: Array, enabled: Array) -> None:
+    """Fill both TLB levels of the faulting CPU from the PTE just installed."""
+    flushed_at = m.get("cpu_mm", m.c)[:, st.FLUSHED_AT]
+    tag = tlb.tag_of(m.m, m.v)
+    entry = jnp.stack([tag, frame * 4 + jnp.where(is_store, st.WRITABLE | st.DIRTY, 0), m.now, m.now])
+    for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
+        index = tlb.set_index(geometry, m.v)
+        row = m.get(level, index, m.c)
+        live = tlb.is_live(row, flushed_at)
+        way = tlb.victim(geometry, row, live, live & (row[:, st.TAG] == tag))
+        tlb.write(m, level, geometry, index, row, way, entry, enabled=enabled, used=jnp.bool_(True))

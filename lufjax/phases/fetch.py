@@ -1,0 +1,146 @@
+"""FETCH, STORE and STALE: the event row, the access through the TLB, and the judgement of a stale one (docs/MODEL.md sections 5 and 8)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from lufjax import state as st
+from lufjax.events import Op, Violation
+from lufjax.kernels import tlb
+from lufjax.phases import Phase
+from lufjax.phases.draft import Draft
+
+
+NO_BACKING = -9
+"""Names no content at all: a store through it overwrites somebody's bytes."""
+
+
+def fetch(m: Draft, enabled: Array) -> None:
+    """Start an event: the access, or the phase that executes the operation."""
+    is_access = (m.op == Op.LOAD) | (m.op == Op.STORE)
+    can_run = (m.cpu_row[st.LAZY] == 0) & (m.cpu_row[st.GATHER_KIND] == 0)
+    access(m, enabled & is_access & can_run)
+    m.disabled(enabled & is_access & ~can_run)
+    m.complete(enabled & (m.op == Op.NOP))
+    is_mapping = (m.op >= Op.MMAP) & (m.op <= Op.MADVISE_DONTNEED)
+    m.goto(Phase.MAPPING, enabled & is_mapping)
+    m.goto(Phase.FINISH, enabled & (m.op == Op.GATHER_FINISH))
+    is_schedule = (m.op == Op.SWITCH) | (m.op == Op.TICK)
+    m.goto(Phase.SCHEDULE, enabled & is_schedule)
+    m.goto(Phase.OTHER, enabled & (m.op > Op.GATHER_FINISH) & ~is_schedule)
+
+
+def access(m: Draft, enabled: Array) -> None:
+    """LOAD or STORE up to the fault: L1, L2, walk."""
+    is_store = m.op == Op.STORE
+    m.count("accesses", enabled, m.repeat)
+    m.count("loads", enabled & ~is_store, m.repeat)
+    m.count("stores", enabled & is_store, m.repeat)
+
+    flushed_at = m.get("cpu_mm", m.c)[:, st.FLUSHED_AT]
+    tag = tlb.tag_of(m.m, m.v)
+    index1, index2 = tlb.set_index(m.shape.l1, m.v), tlb.set_index(m.shape.l2, m.v)
+    row1, row2 = m.get("tlb1", index1, m.c), m.get("tlb2", index2, m.c)
+    live1, live2 = tlb.is_live(row1, flushed_at), tlb.is_live(row2, flushed_at)
+    match1, match2 = live1 & (row1[:, st.TAG] == tag), live2 & (row2[:, st.TAG] == tag)
+    hit1, hit2 = match1.any(), match2.any()
+    hit = hit1 | hit2
+    entry = jnp.where(hit1, tlb.pick(row1, match1), tlb.pick(row2, match2))
+    data = entry[st.DATA]
+    pte = m.get("pte", m.pid)
+    is_present, is_writable = (pte & st.PTE_PRESENT) != 0, (pte & st.PTE_WRITABLE) != 0
+    pte_frame = pte >> st.PTE_SHIFT
+
+    used = hit & (~is_store | ((data & 3) == (st.WRITABLE | st.DIRTY)))
+    can_walk = is_present & (~is_store | is_writable)
+    upgrade = hit & ~used & can_walk
+    walk = ~hit & can_walk
+    refill = upgrade | walk
+    faults = ~used & ~refill
+    is_stale = used & (
+        ~is_present | (pte_frame != data >> 2) | (is_store & ((pte & (st.PTE_WRITABLE | st.PTE_DIRTY)) != (st.PTE_WRITABLE | st.PTE_DIRTY)))
+    )
+
+    m.count("stlb_hit", enabled & ~hit1 & hit2)
+    m.count("dtlb_load_misses", enabled & ~hit & ~is_store)
+    m.count("dtlb_store_misses", enabled & ~hit & is_store)
+    m.count("walk_completed", enabled & walk)
+    m.count("spurious_fault", enabled & upgrade & ((data & st.WRITABLE) == 0))
+
+    new_pte = pte | st.PTE_ACCESSED | jnp.where(is_store, st.PTE_DIRTY, 0)
+    m.put("pte", m.pid, new_pte, enabled & refill & (new_pte != pte))
+    new_data = pte_frame * 4 + jnp.where((new_pte & st.PTE_WRITABLE) != 0, st.WRITABLE, 0) + jnp.where((new_pte & st.PTE_DIRTY) != 0, st.DIRTY, 0)
+    fresh = jnp.stack([tag, new_data, m.now, m.now])
+    nothing = jnp.stack([jnp.full_like(tag, -1), jnp.zeros_like(tag), jnp.zeros_like(tag), jnp.zeros_like(tag)])
+    dropped = hit & faults
+    entry = jnp.where(refill, fresh, jnp.where(dropped, nothing, entry))
+    way1, way2 = tlb.victim(m.shape.l1, row1, live1, match1), tlb.victim(m.shape.l2, row2, live2, match2)
+    uses1, uses2 = used | refill, (~hit1 & used) | refill
+    tlb.write(m, "tlb1", m.shape.l1, index1, row1, way1, entry, enabled=enabled & (uses1 | (dropped & hit1)), used=uses1)
+    tlb.write(m, "tlb2", m.shape.l2, index2, row2, way2, entry, enabled=enabled & (uses2 | (dropped & hit2)), used=uses2)
+
+    m.put_regs(enabled & (used | refill), store_frame=jnp.where(refill, pte_frame, data >> 2))
+    m.put_regs(enabled & is_stale, loop=entry[st.FILLED])
+    m.goto(Phase.STALE, enabled & is_stale)
+    m.goto(Phase.STORE, enabled & is_store & (refill | (used & ~is_stale)))
+    m.goto(Phase.FAULT, enabled & faults)
+    m.complete(enabled & ~faults & ~is_stale & ~is_store)
+
+
+def store(m: Draft, enabled: Array) -> None:
+    """Perform a store through ``store_frame``: the truth of the page's backing moves on, and the frame's content with it."""
+    backing = m.get("page", m.pid, st.BACKING)
+    row = m.get("backing", backing)
+    truth = row[st.TRUTH] + 1
+    m.put("backing", backing, jnp.stack([truth, row[st.STORED], row[st.HOME] & ~2]), enabled)
+    write_content(m, m.r.store_frame, backing, truth, enabled)
+    m.complete(enabled)
+
+
+def write_content(m: Draft, frame: Array, backing: Array, version: Array, enabled: Array) -> None:
+    """A store reached ``frame``: it holds the new version if it held that backing, otherwise somebody's bytes are overwritten."""
+    agrees = m.get("frame", frame, st.CONTENT) == backing
+    content = jnp.stack([jnp.where(agrees, backing, st.CORRUPT), jnp.where(agrees, version, 0)])
+    m.put("frame", (frame, slice(st.CONTENT, st.VERSION + 1)), content, enabled)
+
+
+def stale(m: Draft, enabled: Array) -> None:
+    """Judge the stale access through ``store_frame``, filled at ``loop``; a stale store is then performed."""
+    is_store = m.op == Op.STORE
+    frame, filled = m.r.store_frame, m.r.loop
+    page, row = m.get("page", m.pid), m.get("frame", frame)
+    is_mapped, is_writable = (page[st.PROMISE] & 1) != 0, (page[st.PROMISE] & 2) != 0
+    backing = page[st.PROMISE] >> 2
+    truth, _, home = m.get("backing", backing)
+    holds = row[st.CONTENT] == backing
+    exact = is_mapped & holds & (row[st.VERSION] == truth)
+    advanced = page[st.EPOCH] > filled
+    named = is_mapped & ~advanced & (page[st.VMA] >= 0) & (page[st.BACKING] == backing)
+    index = backing - m.shape.num_file_pages
+    parent = jnp.where(index >= 0, m.get("parent", index), -1)
+    is_old = (holds & (row[st.VERSION] < truth)) | ((parent >= 0) & (row[st.CONTENT] == parent))
+    classes = jnp.stack([
+        (row[st.HANDED] > filled) & ~exact,
+        advanced & ~exact,
+        is_store & is_mapped & ~is_writable,
+        is_store & named & ((home >> 2 != frame) | ((home & 2) != 0)),
+        ~is_store & named & ~exact & is_old,
+        jnp.zeros_like(exact),
+    ])  # fmt: skip
+    assert classes.shape[0] == len(Violation)
+    hits = enabled & classes
+    column = jnp.where(is_store, 1, 0)
+    here = jnp.stack([m.now, m.c, m.m, m.v])
+    first = m.get("first")
+    is_first = hits & (first[:, 0] == 0)
+    m.put("first", (), jnp.where(is_first[:, None], here, first), is_first.any())
+    m.add("violations", (), jnp.where(hits[:, None] & (jnp.arange(2) == column), m.repeat, 0), hits.any())
+    m.count("tolerated", enabled & ~classes.any(), m.repeat)
+    m.count("tolerated_epoch", enabled & ~classes.any() & advanced, m.repeat)
+    m.tally("age_at_use", m.now - page[st.CHANGED], enabled, m.repeat)
+
+    stores = enabled & is_store
+    write_content(m, frame, jnp.where(is_mapped, backing, NO_BACKING), truth + 1, stores)
+    m.add("backing", (backing, st.TRUTH), 1, stores & is_mapped)
+    m.complete(enabled)

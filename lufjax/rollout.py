@@ -1,0 +1,167 @@
+"""Many machines through many events.
+
+The lanes of a block wait in phases. The phase that most lanes wait for runs next, on ``slots`` of them at a time: their lane numbers are
+gathered, the kernel (written for one machine) is vmapped over them, and its writes are scattered back. Cost follows what happens, not
+what could happen; lanes only share the order in which phases run, so results do not depend on the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from lufjax import state as st
+from lufjax.events import Op
+from lufjax.params import MachineParams, MachineShape
+from lufjax.phases import GROUPS, Phase, alloc, fault, fetch, finish, flush, mapping, other, reclaim
+from lufjax.phases.draft import Draft
+from lufjax.state import MachineState
+
+KERNELS: dict[str, Callable[[Draft, Array], None]] = {
+    "fetch": fetch.fetch,
+    "store": fetch.store,
+    "stale": fetch.stale,
+    "fault": fault.fault,
+    "cow": fault.cow,
+    "install": fault.install,
+    "alloc": alloc.alloc,
+    "pcp": alloc.pcp,
+    "reclaim": reclaim.reclaim,
+    "unmap": reclaim.unmap,
+    "drain": reclaim.drain,
+    "flush": flush.flush,
+    "invlpg": flush.invlpg,
+    "mapping": mapping.mapping,
+    "edit": mapping.edit,
+    "fixed": mapping.fixed,
+    "map": mapping.map_page,
+    "finish": finish.finish,
+    "schedule": other.schedule,
+    "other": other.other,
+    "complete": other.complete,
+    "release": finish.release,
+}
+"""Group -> its kernel, in the order of the walk of one event."""
+
+_OPTIONAL = {
+    "mapping": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
+    "edit": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
+    "fixed": {Op.MMAP},
+    "map": {Op.MMAP},
+    "finish": {Op.GATHER_FINISH},
+    "schedule": {Op.SWITCH, Op.TICK},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN},
+    "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
+}
+
+
+def program_for(ops: set[int]) -> tuple[str, ...]:
+    """Groups that a set of operations can reach; only these are compiled."""
+    return tuple(name for name in KERNELS if name not in _OPTIONAL or _OPTIONAL[name] & ops)
+
+
+def run_phase(
+    group: str, shape: MachineShape, params: MachineParams, state: MachineState, events: Array, trace_index: Array, lanes: Array
+) -> MachineState:  # fmt: skip
+    """Run one group's kernel on ``lanes`` (``int32[slots]``, distinct; lanes outside the block are no-ops)."""
+    num_lanes = trace_index.shape[0]
+    shapes: list[tuple[str, bool, tuple[Any, ...]]] = []
+
+    def kernel(lane: Array) -> list[tuple[list[Array], Array, Array]]:
+        lane_params = jax.tree.map(lambda leaf: leaf.at[lane].get(mode="clip"), params)
+        trace = trace_index.at[lane].get(mode="clip")
+        draft = Draft(shape, lane_params, state, lane, lambda cursor: events.at[trace, cursor].get(mode="clip"))
+        KERNELS[group](draft, lane < num_lanes)
+        writes = draft.finish()
+        shapes.clear()
+        shapes.extend((w.array, w.is_add, tuple(i if isinstance(i, slice) else None for i in w.index)) for w in writes)
+        return [([jnp.asarray(i, jnp.int32) for i in w.index if not isinstance(i, slice)], w.value, w.enabled) for w in writes]
+
+    fields = state._asdict()
+    for (array, is_add, index), (dynamic, value, enabled) in zip(_shapes_of(kernel, lanes, shapes), jax.vmap(kernel)(lanes), strict=True):
+        fields[array] = _apply(fields[array], is_add, index, dynamic, value, enabled, lanes)
+    return MachineState(**fields)
+
+
+def _shapes_of(kernel: Callable[[Array], Any], lanes: Array, shapes: list[Any]) -> list[Any]:
+    jax.eval_shape(kernel, jax.ShapeDtypeStruct((), lanes.dtype))
+    return list(shapes)
+
+
+def _apply(target: Array, is_add: bool, index: tuple[Any, ...], dynamic: list[Array], value: Array, enabled: Array, lanes: Array) -> Array:
+    """Scatter one write of every slot. Vector indices (``[slots, n]``) put ``n`` elements per lane."""
+    rank = max([1] + [d.ndim for d in dynamic])
+    enabled = jnp.broadcast_to(enabled.reshape(enabled.shape + (1,) * (rank - enabled.ndim)), _leading(lanes, dynamic, rank))
+    lane = jnp.where(enabled, lanes.reshape((-1,) + (1,) * (rank - 1)), target.shape[0])
+    expanded = iter([d.reshape(d.shape + (1,) * (rank - d.ndim)) for d in dynamic])
+    full = (lane, *(i if isinstance(i, slice) else next(expanded) for i in index))
+    window = jax.eval_shape(lambda t: t[full], target).shape
+    value = jnp.broadcast_to(value.reshape(value.shape + (1,) * (len(window) - value.ndim)) if value.ndim < len(window) else value, window)
+    update = target.at[full].add if is_add else target.at[full].set
+    return update(value, mode="drop", unique_indices=True)
+
+
+def _leading(lanes: Array, dynamic: list[Array], rank: int) -> tuple[int, ...]:
+    return np.broadcast_shapes((lanes.shape[0],) + (1,) * (rank - 1), *(d.shape + (1,) * (rank - d.ndim) for d in dynamic))
+
+
+def advance(
+    shape: MachineShape, program: tuple[str, ...], slots: int, params: MachineParams, state: MachineState, events: Array, trace_index: Array,
+    stop: Array,
+) -> MachineState:  # fmt: skip
+    """Run every lane of a block to its event ``stop``.
+
+    Args:
+        program: groups that may be needed (:func:`program_for`).
+        slots: lanes that one phase runs on at a time.
+        params, state: leaves with a leading lane axis.
+        events: ``int32[num_traces, num_events, 4]`` packed rows (:func:`pack_events`).
+        trace_index, stop: ``int32[num_lanes]``.
+    """
+    num_lanes = trace_index.shape[0]
+    group_of = np.full(max(Phase) + 1, len(program), np.int32)
+    for index, name in enumerate(program):
+        for code in GROUPS[name]:
+            group_of[code] = index
+    table = jnp.asarray(group_of)
+    groups = jnp.arange(len(program), dtype=jnp.int32)
+
+    def choose(state: MachineState) -> tuple[Array, Array]:
+        phase, cursor = st.scalar(state, "phase"), st.scalar(state, "cursor")
+        is_done = ((phase == Phase.FETCH) | (phase == Phase.BACKGROUND)) & (cursor >= stop)
+        group = jnp.where(is_done, len(program), table[phase])
+        counts = (group[:, None] == groups).sum(0, dtype=jnp.int32)
+        choice = jnp.where(counts.sum() == 0, len(program), jnp.argmax(counts).astype(jnp.int32))
+        (lanes,) = jnp.nonzero(group == choice, size=slots, fill_value=num_lanes)
+        return choice, lanes.astype(jnp.int32)
+
+    def visit(index: int, carry: tuple[MachineState, Array, Array]) -> tuple[MachineState, Array, Array]:
+        state, _, lanes = carry
+        state = run_phase(program[index], shape, params, state, events, trace_index, lanes)
+        return state, *choose(state)
+
+    def sweep(carry: tuple[MachineState, Array, Array]) -> tuple[MachineState, Array, Array]:
+        for index in range(len(program)):
+            carry = lax.while_loop(lambda c, i=index: c[1] == i, partial(visit, index), carry)
+        return carry
+
+    state, _, _ = lax.while_loop(lambda c: c[1] < len(program), sweep, (state, *choose(state)))
+    return state
+
+
+def pack_events(events: np.ndarray) -> np.ndarray:
+    """Rows ``(cpu, op, vpn, arg, repeat)`` -> ``int32[..., 4]`` (op + 256 cpu, vpn, arg, repeat)."""
+    packed = np.empty((*events.shape[:-1], 4), np.int32)
+    packed[..., 0] = events[..., 1] + events[..., 0] * 256
+    packed[..., 1:] = events[..., 2:]
+    return packed
+
+
+assert set(KERNELS) == set(GROUPS)

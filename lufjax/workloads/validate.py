@@ -1,0 +1,229 @@
+"""Whether a trace is well-formed: every event would be enabled, every access allowed, every size sufficient.
+
+The walk follows the program's side of docs/MODEL.md (mappings, locks, gathers, identities of anonymous pages), not the
+machine's: no TLB, no frames, no policy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from lufjax.events import ANON, EVENT_FIELDS, FIRST_PAGE, IDLE, Op, VmaFlag
+from lufjax.trace import Trace
+
+_GATHERED = (Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED)
+_MAX_ANON = 1 << 40
+
+
+def check_trace(trace: Trace) -> None:
+    """Raise ``ValueError`` naming the row and the field (or the array) of the first thing that is wrong."""
+    _check_arrays(trace)
+    walk = _Walk(trace)
+    for row, event in enumerate(trace.events.tolist()):
+        walk.step(row, *event)
+    walk.check_sizes()
+
+
+def _check_arrays(trace: Trace) -> None:
+    if trace.events.ndim != 2 or trace.events.shape[1] != len(EVENT_FIELDS):
+        raise ValueError(f"events: shape {trace.events.shape}, expected (num_events, {len(EVENT_FIELDS)})")
+    for name in ("events", "vmas", "page_vma", "page_backing", "loaded"):
+        if getattr(trace, name).dtype != np.int32:
+            raise ValueError(f"{name}: dtype {getattr(trace, name).dtype}, expected int32")
+    if trace.page_backing.shape != trace.page_vma.shape:
+        raise ValueError(f"page_backing: shape {trace.page_backing.shape}, expected {trace.page_vma.shape} of page_vma")
+    for name in ("rmap_slots", "gather_slots"):
+        if name not in trace.attrs:
+            raise ValueError(f"attrs: {name} is missing")
+    _check_range("vmas", trace.vmas, 0, 31)
+    _check_range("page_vma", trace.page_vma, -1, len(trace.vmas) - 1)
+    _check_range("page_backing", trace.page_backing[trace.page_vma >= 0], ANON, trace.num_file_pages - 1)
+    _check_range("loaded", trace.loaded, IDLE, trace.num_processes - 1)
+    _check_range("events cpu", trace.events[:, 0], 0, trace.num_cpus - 1)
+    _check_range("events op", trace.events[:, 1], 0, max(Op))
+    _check_range("events vpn", trace.events[:, 2], 0, trace.num_vpns - 1)
+
+
+def _check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
+    bad = np.argwhere((values < low) | (values > high))
+    if bad.size:
+        where = tuple(int(index) for index in bad[0])
+        raise ValueError(f"{name}{list(where)}={int(values[where])}: allowed are {low} .. {high}")
+
+
+class _Walk:
+    """The program's state: who runs where, what is mapped, which calls are open, which anonymous ids are in use."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.flags: list[int] = trace.vmas.tolist()
+        self.loaded: list[int] = trace.loaded.tolist()
+        self.lazy = [process == IDLE for process in self.loaded]
+        self.vma: list[list[int]] = trace.page_vma.tolist()
+        self.backing: list[list[int]] = trace.page_backing.tolist()
+        self.promise: list[list[int | None]] = [[None] * trace.num_vpns for _ in range(trace.num_processes)]
+        self.gather: list[tuple[int, int, set[int]] | None] = [None] * trace.num_cpus
+        self.pages_of_vma = Counter[int]()
+        self.mappers = Counter[int]()
+        self.file_of: dict[int, int] = {}
+        self.anon_in_use = 0
+        self.next_anon = _MAX_ANON
+        self.peak = Counter[str]()
+        for process, vpn in np.argwhere(trace.page_vma >= 0).tolist():
+            self.attach(process, vpn, self.vma[process][vpn], self.backing[process][vpn])
+            self.promise[process][vpn] = self.backing[process][vpn]
+
+    def fail(self, row: int, field: str, message: str) -> None:
+        event = ", ".join(f"{name}={value}" for name, value in zip(EVENT_FIELDS, self.trace.events[row].tolist(), strict=True))
+        raise ValueError(f"row {row}, field {field}: {message} ({event})")
+
+    def attach(self, process: int, vpn: int, vma: int, backing: int) -> None:
+        """Map a page; ``backing`` ANON takes a fresh id (ids of anonymous pages are large numbers here)."""
+        self.vma[process][vpn] = vma
+        self.backing[process][vpn] = self.fresh() if backing == ANON else backing
+        self.pages_of_vma[vma] += 1
+        self.count_mapper(self.backing[process][vpn], 1)
+
+    def fresh(self, parent: int | None = None) -> int:
+        self.next_anon += 1
+        self.anon_in_use += 1
+        self.peak["anon"] = max(self.peak["anon"], self.anon_in_use)
+        if parent is not None:
+            self.file_of[self.next_anon] = parent
+        return self.next_anon
+
+    def count_mapper(self, backing: int, change: int) -> None:
+        if backing < _MAX_ANON:
+            self.mappers[backing] += change
+            self.peak["mappers"] = max(self.peak["mappers"], self.mappers[backing])
+
+    def step(self, row: int, cpu: int, op: int, vpn: int, arg: int, repeat: int) -> None:
+        if op in (Op.LOAD, Op.STORE):
+            self.access(row, cpu, op, vpn, repeat)
+        elif op in _GATHERED:
+            self.page_event(row, cpu, op, vpn, arg)
+        elif op == Op.MMAP:
+            self.mmap(row, cpu, vpn, arg, repeat)
+        elif op == Op.GATHER_FINISH:
+            self.finish(row, cpu, arg)
+        elif op == Op.SWITCH:
+            self.switch(row, cpu, arg)
+
+    def access(self, row: int, cpu: int, op: int, vpn: int, repeat: int) -> None:
+        if self.lazy[cpu]:
+            self.fail(row, "cpu", "access on an idle CPU")
+        if self.gather[cpu] is not None:
+            self.fail(row, "cpu", "access on a CPU with an open gather")
+        if repeat < 1:
+            self.fail(row, "repeat", "an access repeats at least once")
+        process = self.loaded[cpu]
+        vma = self.vma[process][vpn]
+        if vma < 0:
+            self.fail(row, "vpn", f"page is not mapped in process {process}")
+        needed = VmaFlag.READ if op == Op.LOAD else VmaFlag.READ | VmaFlag.WRITE
+        if self.flags[vma] & needed != needed:
+            self.fail(row, "vpn", f"VMA {vma} does not allow this access")
+        backing = self.backing[process][vpn]
+        if op == Op.STORE and backing < _MAX_ANON and not self.flags[vma] & VmaFlag.SHARED:
+            self.count_mapper(backing, -1)
+            self.backing[process][vpn] = self.promise[process][vpn] = self.fresh(backing)
+
+    def locked(self, process: int, cpu: int, kinds: tuple[Op, ...]) -> bool:
+        """Whether another CPU has a gather of one of these kinds open on the process."""
+        return any(
+            gather is not None and other != cpu and gather[1] == process and gather[0] in kinds for other, gather in enumerate(self.gather)
+        )
+
+    def page_event(self, row: int, cpu: int, op: int, vpn: int, arg: int) -> None:
+        if self.lazy[cpu]:
+            self.fail(row, "cpu", "mapping call on an idle CPU")
+        process, gather = self.loaded[cpu], self.gather[cpu]
+        exclusive = (Op.MUNMAP, Op.MPROTECT)
+        if self.locked(process, cpu, exclusive if op == Op.MADVISE_DONTNEED else _GATHERED):
+            self.fail(row, "cpu", f"process {process} is locked by another CPU")
+        if gather is None:
+            gather = self.gather[cpu] = (op, process, set())
+        if gather[0] != op:
+            self.fail(row, "op", f"a gather of kind {Op(gather[0]).name} is open")
+        gather[2].add(vpn)
+        if len(gather[2]) > self.trace.attrs["gather_slots"]:
+            self.fail(row, "vpn", f"gather of more than gather_slots={self.trace.attrs['gather_slots']} pages")
+        vma = self.vma[process][vpn]
+        if vma < 0:
+            return
+        if op == Op.MUNMAP:
+            self.detach(process, vpn)
+        elif op == Op.MPROTECT:
+            if not 0 <= arg < len(self.flags):
+                self.fail(row, "arg", f"VMA id: allowed are 0 .. {len(self.flags) - 1}")
+            self.pages_of_vma[vma] -= 1
+            self.pages_of_vma[arg] += 1
+            self.vma[process][vpn] = arg
+        else:
+            self.dontneed(process, vpn)
+
+    def detach(self, process: int, vpn: int) -> None:
+        self.pages_of_vma[self.vma[process][vpn]] -= 1
+        self.count_mapper(self.backing[process][vpn], -1)
+        self.vma[process][vpn] = -1
+
+    def dontneed(self, process: int, vpn: int) -> None:
+        old = self.backing[process][vpn]
+        if old < _MAX_ANON:
+            return
+        parent = self.file_of.get(old)
+        self.backing[process][vpn] = self.fresh() if parent is None else parent
+        self.count_mapper(self.backing[process][vpn], 1)
+        if old != self.promise[process][vpn]:
+            self.anon_in_use -= 1
+
+    def mmap(self, row: int, cpu: int, vpn: int, arg: int, repeat: int) -> None:
+        if self.lazy[cpu] or self.gather[cpu] is not None:
+            self.fail(row, "cpu", "MMAP on an idle CPU or one with an open gather")
+        process, (first, vma) = self.loaded[cpu], divmod(repeat, FIRST_PAGE)
+        if self.locked(process, cpu, _GATHERED):
+            self.fail(row, "cpu", f"process {process} is locked by another CPU")
+        if vma >= len(self.flags) or first not in (0, 1):
+            self.fail(row, "repeat", f"VMA id: allowed are 0 .. {len(self.flags) - 1}, with FIRST_PAGE on the first page")
+        if not ANON <= arg < self.trace.num_file_pages:
+            self.fail(row, "arg", f"backing: allowed are -1 .. {self.trace.num_file_pages - 1}")
+        if (arg == ANON) != bool(self.flags[vma] & VmaFlag.ANON):
+            self.fail(row, "arg", f"VMA {vma} is {'anonymous' if arg != ANON else 'a file'}")
+        if self.vma[process][vpn] >= 0:
+            self.anon_in_use -= self.backing[process][vpn] >= _MAX_ANON
+            self.detach(process, vpn)
+        if (self.pages_of_vma[vma] > 0) == bool(first):
+            self.fail(row, "repeat", f"VMA {vma} has {self.pages_of_vma[vma]} pages; only a free id starts a call")
+        self.attach(process, vpn, vma, arg)
+        self.promise[process][vpn] = self.backing[process][vpn]
+
+    def finish(self, row: int, cpu: int, arg: int) -> None:
+        gather = self.gather[cpu]
+        if gather is None:
+            return self.fail(row, "op", "no gather is open on this CPU")
+        if arg not in (0, 1):
+            self.fail(row, "arg", "allowed are 0, and 1 if page tables are freed")
+        op, process, pages = gather
+        for vpn in pages if op != Op.MPROTECT else ():
+            promise, is_mapped = self.promise[process][vpn], self.vma[process][vpn] >= 0
+            if promise is not None and promise >= _MAX_ANON and (not is_mapped or promise != self.backing[process][vpn]):
+                self.anon_in_use -= 1
+            self.promise[process][vpn] = self.backing[process][vpn] if is_mapped else None
+        self.gather[cpu] = None
+
+    def switch(self, row: int, cpu: int, arg: int) -> None:
+        if self.gather[cpu] is not None:
+            self.fail(row, "cpu", "SWITCH on a CPU with an open gather")
+        if not IDLE <= arg < self.trace.num_processes:
+            self.fail(row, "arg", f"process: allowed are -1 .. {self.trace.num_processes - 1}")
+        self.lazy[cpu] = arg == IDLE
+        if arg != IDLE:
+            self.loaded[cpu] = arg
+
+    def check_sizes(self) -> None:
+        if self.peak["anon"] > self.trace.num_anon:
+            raise ValueError(f"num_anon={self.trace.num_anon}: the trace needs {self.peak['anon']} anonymous backings at once")
+        if self.peak["mappers"] > self.trace.attrs["rmap_slots"]:
+            raise ValueError(f"attrs rmap_slots={self.trace.attrs['rmap_slots']}: a page is mapped {self.peak['mappers']} times")

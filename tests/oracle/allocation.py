@@ -1,0 +1,107 @@
+"""Frames leave and enter the allocator, and debts are paid at take-off (docs/MODEL.md sections 5 and 9)."""
+
+from __future__ import annotations
+
+from . import flush, frames, reclaim
+from .counting import Counts
+from .state import QUARANTINE, State
+
+OWNER = 4
+
+
+def alloc(s: State, n: Counts, c: int, is_foreign: bool = False) -> int | None:
+    """Hand out a frame to what runs on CPU ``c``, or None if there is none."""
+    cpu, load_mode = s.cpus[c], s.params["load_mode"]
+    if load_mode:
+        if len(s.free) < s.params["wmark_low"]:
+            s.kswapd_on = True
+        if len(s.free) < s.params["wmark_min"]:
+            n.bump("allocstall")
+            reclaim.reclaim(s, n, c, 2, 4, "direct")
+        if not cpu.pcp and not s.free:
+            reclaim.drain(s, n, c)
+            if not cpu.pcp and not s.free and s.quarantine:
+                release(s, n, c, True)
+    if not cpu.pcp:
+        for _ in range(min(s.params["pcp_batch"], len(s.free))):
+            cpu.pcp.append(s.free.pop(0))
+    if not cpu.pcp:
+        n.bump("alloc_fail")
+        return None
+    f = cpu.pcp.pop(0)
+    _take_off(s, n, f, c, is_foreign)
+    return f
+
+
+def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
+    frame = s.frames[f]
+    received = n.scalars["nr_tlb_remote_flush_received"]
+    if frame.owed:
+        _pay(s, n, f, c, is_foreign)
+        n.bump("nr_pending", -1)
+    n.observe("ipis_per_alloc", n.scalars["nr_tlb_remote_flush_received"] - received)
+    frame.handed = s.now
+    frame.owed, frame.owner = set(), None
+    frame.tag = frame.since = frame.tag_clock = frame.refs = 0
+
+
+def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
+    frame = s.frames[f]
+    new_owner = None if is_foreign else s.cpus[c].loaded
+    by_owner = s.policy["reclaim_flush"] == OWNER
+    if by_owner and frame.owner == new_owner:
+        n.bump("recycled")
+        return
+    if by_owner or s.policy["debt_merge"]:
+        cpus = set(frame.owed)
+        if s.policy["targets"]:
+            cpus = {t for t in cpus if s.cpus[t].covered < frame.tag_clock}
+        if not cpus:
+            n.bump("absorbed")
+            return
+        flush.flush_batch(s, n, c, cpus, "alloc")
+        n.bump("discharges")
+    else:
+        _commit(s)
+        if frame.tag <= s.ugen_done or not s.G:
+            n.bump("absorbed")
+            return
+        _flush_generation(s, n, c, "alloc")
+    n.observe("age_at_discharge", s.now - frame.since)
+    if is_foreign:
+        n.bump("discharged_by_foreign")
+
+
+def _commit(s: State) -> None:
+    s.G |= s.D
+    s.D = set()
+
+
+def _flush_generation(s: State, n: Counts, c: int, payer: str) -> None:
+    flush.flush_batch(s, n, c, s.G, payer)
+    s.G = set()
+    s.ugen_done = s.ugen
+    s.ugen += 1
+    n.bump("discharges")
+
+
+def discharge_all(s: State, n: Counts, c: int, payer: str) -> None:
+    """Pay every debt of the open generation."""
+    _commit(s)
+    if s.G:
+        _flush_generation(s, n, c, payer)
+
+
+def release(s: State, n: Counts, i: int, everything: bool) -> None:
+    """Free quarantined frames, those that waited long enough or all of them."""
+    while s.quarantine and (everything or s.cpus[0].ticks - s.quarantine[0][2] >= s.policy["latr_ticks"]):
+        f, kind, _, m = s.quarantine.pop(0)
+        if s.processes[m].sweep:
+            flush.flush_mm(s, n, i, m, None, False, "alloc")
+            s.processes[m].sweep = set()
+            n.bump("give_ups")
+        if kind == 0:
+            assert s.frames[f].state == QUARANTINE
+            frames.free(s, n, f, i)
+        else:
+            s.frames[f].refs -= 1

@@ -1,0 +1,25 @@
+"""The pool of anonymous ids (docs/MODEL.md section 7)."""
+
+from __future__ import annotations
+
+from .state import EngineFault, State
+
+
+def fresh(s: State, parent: int | None) -> int:
+    """Take an id from the pool; a new page, whose content is on no store."""
+    if not s.anon_pool:
+        raise EngineFault("ANON_POOL_EMPTY")
+    b = s.anon_pool.pop()
+    backing = s.backings[b]
+    backing.truth += 1
+    backing.stored = backing.truth
+    backing.on_store = backing.harvested = False
+    backing.home, backing.parent = None, parent
+    return b
+
+
+def release(s: State, b: int) -> None:
+    """Give an id back to the pool."""
+    assert b not in s.anon_pool
+    s.backings[b].home = None
+    s.anon_pool.append(b)

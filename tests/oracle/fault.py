@@ -1,0 +1,76 @@
+"""Page faults (docs/MODEL.md section 5)."""
+
+from __future__ import annotations
+
+from . import access, allocation, anonymous, flush, frames
+from .counting import Counts
+from .state import READ, SHARED, WRITE, State
+
+
+def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
+    """Resolve a fault of CPU ``c`` on page (m, v), and perform the store if it is one."""
+    page = s.page(m, v)
+    n.bump("pgfault")
+    if not s.flags(page) & READ or (is_store and not s.flags(page) & WRITE):
+        n.bump("segv")
+        return
+    if is_store and page.present and s.policy["write_fault_flush"]:
+        allocation.discharge_all(s, n, c, "fault")
+    b = page.backing
+    is_private_file = not s.flags(page) & SHARED and not s.is_anon(b)
+    if page.present and not is_private_file:
+        page.writable = page.dirty = page.accessed = True
+        done = True
+    elif is_store and is_private_file:
+        done = _copy_on_write(s, n, c, m, v)
+    else:
+        done = _install_backing(s, n, c, m, v, is_store)
+    if done:
+        access.fill_both(s, c, m, v)
+        if is_store:
+            access.store_by_pte(s, m, v)
+
+
+def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
+    page, b = s.page(m, v), s.page(m, v).backing
+    f = allocation.alloc(s, n, c)
+    if f is None:
+        return False
+    copy = anonymous.fresh(s, b)
+    if s.backings[b].home is None:
+        n.bump("pgmajfault")
+    owes_flush = page.present or (s.backings[b].home, False) in s.batch
+    if page.present:
+        frames.clear_pte(s, m, v)
+    if owes_flush and s.policy["cow_flush"]:
+        flush.flush_mm(s, n, c, m, (v, v + 1), False, "fault")
+    page.backing = copy
+    if page.promise.backing == b:
+        page.promise.backing = copy
+    frames.make_home(s, f, copy, s.backings[copy].truth)
+    _install(s, n, c, m, v, f, True)
+    return True
+
+
+def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> bool:
+    """Map the home of the page's backing; read it in if it has none."""
+    b = s.page(m, v).backing
+    backing = s.backings[b]
+    if backing.home is not None:
+        frames.take_back(s, n, backing.home)
+    else:
+        f = allocation.alloc(s, n, c)
+        if f is None:
+            return False
+        frames.make_home(s, f, b, backing.stored)
+        if backing.on_store:
+            n.bump("pgmajfault")
+    _install(s, n, c, m, v, backing.home, is_store)
+    return True
+
+
+def _install(s: State, n: Counts, c: int, m: int, v: int, f: int, writable: bool) -> None:
+    """Put ``f`` in the PTE, after the marker rule."""
+    if s.page(m, v).marker and writable and s.policy["marker_fault"]:
+        flush.flush_mm(s, n, c, m, None, False, "fault")
+    frames.set_pte(s, m, v, f, writable)

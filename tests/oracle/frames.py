@@ -1,0 +1,67 @@
+"""Frames and the PTEs that map them (docs/MODEL.md sections 2, 5 and 7): free, map, clear, owe."""
+
+from __future__ import annotations
+
+from .counting import Counts
+from .state import BATCH, FREE, USED, EngineFault, State
+
+
+def free(s: State, n: Counts, f: int, c: int) -> None:
+    """Give frame ``f`` back to the per-CPU list of ``c``."""
+    frame, pcp = s.frames[f], s.cpus[c].pcp
+    frame.state = FREE
+    if frame.owed:
+        frame.tag = s.ugen
+        n.bump("nr_pending")
+    if frame.owed and s.policy["pending_to"]:
+        pcp.append(f)
+    else:
+        pcp.insert(0, f)
+    if len(pcp) > s.params["pcp_high"]:
+        for _ in range(min(s.params["pcp_batch"], len(pcp))):
+            s.free.insert(0, pcp.pop())
+
+
+def make_home(s: State, f: int, b: int, version: int) -> None:
+    """A frame just handed out becomes the home of backing ``b`` with this version of its content, newest on the list."""
+    frame, backing = s.frames[f], s.backings[b]
+    frame.state, frame.page, frame.content = USED, b, (b, version)
+    backing.home, backing.harvested = f, False
+    s.lru.append(f)
+
+
+def take_back(s: State, n: Counts, f: int) -> None:
+    """A frame that waits in the batch is used again; a debt it carries stays on it."""
+    if s.frames[f].state == BATCH:
+        s.frames[f].state = USED
+        s.lru.append(f)
+        n.bump("pgrescued")
+
+
+def clear_pte(s: State, m: int, v: int) -> None:
+    """Empty a present PTE and its rmap slot; its marker is not touched (a present PTE has none)."""
+    pte = s.page(m, v)
+    rmap = s.frames[pte.frame].rmap
+    rmap[rmap.index((m, v))] = None
+    pte.present = pte.writable = pte.accessed = pte.dirty = False
+    pte.frame = None
+    pte.changed = s.now
+
+
+def set_pte(s: State, m: int, v: int, f: int, writable: bool) -> None:
+    """Map page (m, v) to frame ``f``, accessed, and dirty if writable; the marker goes."""
+    rmap, pte = s.frames[f].rmap, s.page(m, v)
+    if None not in rmap:
+        raise EngineFault("RMAP_FULL")
+    rmap[rmap.index(None)] = (m, v)
+    pte.present = pte.accessed = True
+    pte.writable = pte.dirty = writable
+    pte.marker = False
+    pte.frame = f
+
+
+def add_debt(s: State, f: int, m: int) -> None:
+    """The CPUs of process ``m`` owe a flush for frame ``f``."""
+    frame, many = s.frames[f], len(s.processes)
+    frame.owed |= s.processes[m].cpumask
+    frame.owner = m if frame.owner in (None, m) else many

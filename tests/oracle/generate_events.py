@@ -1,0 +1,106 @@
+"""Random events: most are enabled, because the draw keeps track of what every policy agrees on (who runs what, gathers, VMAs)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+(NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
+ SWITCH, TICK) = range(15)  # fmt: skip
+ANON = 16
+FIRST_PAGE = 65536
+WEIGHTS = {
+    NOP: 1, LOAD: 24, STORE: 16, MMAP: 5, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
+    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 3, FREE_FOREIGN: 3, SWITCH: 5, TICK: 3,
+}  # fmt: skip
+"""How often each operation is drawn."""
+
+
+class _Tracker:
+    """The part of the machine that decides whether an event is enabled, the same under every policy."""
+
+    def __init__(self, sizes: dict[str, Any], trace: dict[str, Any]) -> None:
+        self.sizes, self.flags = sizes, trace["vmas"]
+        self.loaded = list(trace["loaded"])
+        self.vma = [list(row) for row in trace["page_vma"]]
+        self.gather: list[int | None] = [None] * sizes["num_cpus"]
+        self.lazy = [m < 0 for m in self.loaded]
+
+    def kind(self, vma: int) -> tuple[bool, bool]:
+        """What MPROTECT may not change: anonymous or not, shared or not."""
+        return bool(self.flags[vma] & ANON), bool(self.flags[vma] & 8)
+
+    def may_map(self, cpu: int, op: int) -> bool:
+        """Whether the locks let ``cpu`` do a mapping call of this kind."""
+        if self.lazy[cpu] or self.gather[cpu] not in (None, op):
+            return False
+        others = [g for c, g in enumerate(self.gather) if c != cpu and g is not None and self.loaded[c] == self.loaded[cpu]]
+        return not [g for g in others if g != DONTNEED or op != DONTNEED]
+
+
+def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, Any], n: int) -> list[list[int]]:
+    """Draw ``n`` event rows (cpu, op, vpn, arg, repeat); about one in twelve is drawn without regard to what is enabled."""
+    tracker = _Tracker(sizes, trace)
+    rows: list[list[int]] = []
+    focus = rng.randrange(sizes["num_vpns"])
+    ops, weights = list(WEIGHTS), list(WEIGHTS.values())
+    while len(rows) < n:
+        if rng.random() < 0.1:
+            focus = rng.randrange(sizes["num_vpns"])
+        cpu, op = rng.randrange(sizes["num_cpus"]), rng.choices(ops, weights)[0]
+        if tracker.gather[cpu] is not None and rng.random() < 0.5:
+            op = rng.choices((FINISH, tracker.gather[cpu]), (3, 2))[0]
+        vpn = focus if rng.random() < 0.5 else rng.randrange(sizes["num_vpns"])
+        if rng.random() < 0.92 and not _enabled(tracker, cpu, op):
+            continue
+        rows.append(_row(rng, tracker, cpu, op, vpn))
+    return rows
+
+
+def _enabled(t: _Tracker, cpu: int, op: int) -> bool:
+    if op in (LOAD, STORE):
+        return not t.lazy[cpu] and t.gather[cpu] is None
+    if op == MMAP:
+        return t.gather[cpu] is None and t.may_map(cpu, MMAP)
+    if op in (MUNMAP, MPROTECT, DONTNEED):
+        return t.may_map(cpu, op)
+    if op == FINISH:
+        return t.gather[cpu] is not None
+    return op != SWITCH or t.gather[cpu] is None
+
+
+def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[int]:
+    """Fill in a well-formed row and tell the tracker what it does."""
+    enabled, sizes, m = _enabled(t, cpu, op), t.sizes, t.loaded[cpu]
+    arg, repeat = 0, 1
+    if op in (LOAD, STORE):
+        repeat = rng.randint(1, 3)
+    elif op == MMAP:
+        vma = rng.randrange(len(t.flags))
+        arg = -1 if t.flags[vma] & ANON else rng.randrange(sizes["num_file_pages"])
+        repeat = vma + FIRST_PAGE * rng.randrange(2)
+        if enabled:
+            t.vma[m][vpn] = vma
+    elif op == MPROTECT:
+        vma = t.vma[m][vpn] if m >= 0 else -1
+        alike = [a for a in range(len(t.flags)) if vma < 0 or t.kind(a) == t.kind(vma)]
+        arg = rng.choice(alike)
+        if enabled and vma >= 0:
+            t.vma[m][vpn] = arg
+    elif op == MUNMAP and enabled:
+        t.vma[m][vpn] = -1
+    elif op == FINISH:
+        arg = int(rng.random() < 0.15)
+        t.gather[cpu] = None
+    elif op == FILE_WRITE:
+        arg = rng.randrange(sizes["num_file_pages"])
+    elif op == RECLAIM:
+        arg = rng.randrange(-1, sizes["num_processes"])
+    elif op == SWITCH:
+        arg = -1 if rng.random() < 0.3 else rng.randrange(sizes["num_processes"])
+        if enabled:
+            t.lazy[cpu] = arg < 0
+            t.loaded[cpu] = m if arg < 0 else arg
+    if op in (MUNMAP, MPROTECT, DONTNEED) and enabled:
+        t.gather[cpu] = op
+    return [cpu, op, vpn, arg, repeat]

@@ -1,0 +1,160 @@
+"""The reference simulator: one machine, stepped by hand, slow and plain (docs/MODEL.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import access, allocation, flush, frames, mapping, reclaim
+from .counting import HISTOGRAMS, Counts
+from .finish import gather_finish
+from .snapshot import snapshot
+from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
+
+(NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
+ SWITCH, TICK) = range(15)  # fmt: skip
+FIRST_PAGE = 65536
+
+
+class Oracle:
+    """One machine. ``faults`` names the engine faults met; after one, nothing here means anything."""
+
+    def __init__(self, sizes: dict[str, Any], params: dict[str, int], policy: dict[str, int], trace: dict[str, Any]) -> None:
+        self.state = State(sizes, params, policy, trace)
+        self.counts = Counts(sizes["num_cpus"])
+        self.faults: set[str] = set()
+
+    def step(self, row: Sequence[int]) -> None:
+        """Execute one event row (cpu, op, vpn, arg, repeat)."""
+        cpu, op, vpn, arg, repeat = (int(x) for x in row)
+        self.state.now += 1
+        self.counts.bump("events")
+        try:
+            reclaim.background(self.state, self.counts)
+            if not self._execute(cpu, op, vpn, arg, repeat):
+                self.counts.bump("events_disabled")
+        except EngineFault as error:
+            self.faults.add(str(error))
+
+    def _execute(self, cpu: int, op: int, vpn: int, arg: int, repeat: int) -> bool:
+        """Do what the event says. False if it is not enabled."""
+        s, n = self.state, self.counts
+        if op in (LOAD, STORE):
+            return access.access(s, n, cpu, vpn, op == STORE, repeat)
+        if op == MMAP:
+            return mapping.mmap(s, n, cpu, vpn, arg, repeat % FIRST_PAGE, repeat >= FIRST_PAGE)
+        if op in (MUNMAP, MPROTECT, DONTNEED):
+            return mapping.page_event(s, n, cpu, op, vpn, arg)
+        if op == FINISH:
+            return gather_finish(s, n, cpu, bool(arg))
+        if op == FILE_WRITE:
+            return _file_write(s, n, cpu, arg)
+        if op == RECLAIM:
+            return _reclaim(s, n, cpu, vpn, arg)
+        if op == RECLAIM_FLUSH:
+            reclaim.drain(s, n, cpu)
+        elif op == ALLOC_FOREIGN:
+            _alloc_foreign(s, n, cpu)
+        elif op == FREE_FOREIGN:
+            return _free_foreign(s, n, cpu)
+        elif op == SWITCH:
+            return _switch(s, n, cpu, arg)
+        elif op == TICK:
+            _tick(s, n, cpu)
+        elif op != NOP:
+            raise ValueError(f"op={op}: allowed are 0 to {TICK}")
+        return True
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state in canonical form."""
+        return snapshot(self.state)
+
+    def counters(self) -> dict[str, Any]:
+        """Counters by name; lists for histograms and ``received``."""
+        histograms = {name: list(self.counts.histograms[name]) for name in HISTOGRAMS}
+        return dict(self.counts.scalars) | histograms | {"received": list(self.counts.received)}
+
+    def violations(self) -> dict[str, Any]:
+        """Violations by class, and the first of each class (zeros where none)."""
+        return {kind: list(v) for kind, v in self.counts.violations.items()} | {"first": [list(x) for x in self.counts.first]}
+
+
+def _file_write(s: State, n: Counts, cpu: int, b: int) -> bool:
+    backing = s.backings[b]
+    if backing.home is None:
+        f = allocation.alloc(s, n, cpu)
+        if f is None:
+            return True
+        frames.make_home(s, f, b, backing.stored)
+    frames.take_back(s, n, backing.home)
+    if s.policy["file_write_flush"]:
+        allocation.discharge_all(s, n, cpu, "fault")
+    backing.truth += 1
+    backing.harvested = False
+    s.frames[backing.home].content = (b, backing.truth)
+    return True
+
+
+def _reclaim(s: State, n: Counts, cpu: int, vpn: int, process: int) -> bool:
+    if process < 0:
+        reclaim.reclaim(s, n, cpu, 1, 4, "direct")
+        return True
+    page = s.page(process, vpn)
+    f = None if page.vma is None else s.backings[page.backing].home
+    if f is None or s.frames[f].state != USED or s.frames[f].refs > 0:
+        return False
+    n.bump("pgsteal_direct")
+    reclaim.unmap(s, n, f, cpu)
+    return True
+
+
+def _alloc_foreign(s: State, n: Counts, cpu: int) -> None:
+    f = allocation.alloc(s, n, cpu, is_foreign=True)
+    if f is not None:
+        s.frames[f].state, s.frames[f].content = FOREIGN, FOREIGN_DATA
+        s.foreign.append(f)
+
+
+def _free_foreign(s: State, n: Counts, cpu: int) -> bool:
+    if not s.foreign:
+        return False
+    frames.free(s, n, s.foreign.pop(), cpu)
+    return True
+
+
+def _sweep(s: State, n: Counts, c: int) -> None:
+    for m, process in enumerate(s.processes):
+        if c in process.sweep:
+            flush.flush_cpu(s, c, m)
+            s.cpus[c].gen_done[m] = process.tlb_gen
+            process.sweep.discard(c)
+            n.bump("sweeps")
+
+
+def _switch(s: State, n: Counts, c: int, to: int) -> bool:
+    cpu = s.cpus[c]
+    if cpu.gather is not None:
+        return False
+    if to < 0:
+        cpu.lazy = True
+        return True
+    _sweep(s, n, c)
+    if cpu.loaded != to:
+        if cpu.loaded is not None and not s.policy["mask_on_switch"]:
+            s.processes[cpu.loaded].cpumask.discard(c)
+        cpu.loaded = to
+        n.bump("switches")
+    cpu.lazy = False
+    s.processes[to].cpumask.add(c)
+    if s.policy["switch_flush"] and cpu.gen_done[to] != s.processes[to].tlb_gen:
+        flush.flush_cpu(s, c, to)
+        cpu.gen_done[to] = s.processes[to].tlb_gen
+        n.bump("switch_flushes")
+    return True
+
+
+def _tick(s: State, n: Counts, c: int) -> None:
+    s.cpus[c].ticks += 1
+    _sweep(s, n, c)
+    if c == 0:
+        allocation.release(s, n, c, False)

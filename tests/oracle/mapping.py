@@ -1,0 +1,170 @@
+"""Mapping calls: page events of a gather, and MMAP (docs/MODEL.md section 7)."""
+
+from __future__ import annotations
+
+from . import allocation, anonymous, finish, flush, frames
+from .counting import Counts
+from .state import HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
+
+MMAP, MUNMAP, MPROTECT, DONTNEED = 3, 4, 5, 6
+EXCLUSIVE = (MUNMAP, MPROTECT)
+VMA_FLAG, PTE_MARKER = 1, 2
+FLUSH_PAGE = 2
+
+
+def _may_map(s: State, c: int, op: int) -> bool:
+    """Locks: whether CPU ``c`` may do a mapping call of this kind now."""
+    cpu = s.cpus[c]
+    if cpu.lazy or (cpu.gather is not None and cpu.gather.op != op):
+        return False
+    own = cpu.gather is not None
+    process = s.processes[cpu.loaded]
+    if process.excl - (1 if own and op in EXCLUSIVE else 0) > 0:
+        return False
+    shared = process.gathers - process.excl - (1 if own and op == DONTNEED else 0)
+    return op == DONTNEED or shared == 0
+
+
+def page_event(s: State, n: Counts, c: int, op: int, v: int, new_vma: int) -> bool:
+    """MUNMAP, MPROTECT or DONTNEED of one page. False if it is not enabled."""
+    if not _may_map(s, c, op):
+        return False
+    m = s.cpus[c].loaded
+    page = s.page(m, v)
+    gather = _open(s, c, op, v)
+    if page.vma is None:
+        return True
+    _debt_rule(s, n, c, m, v, gather)
+    before = (page.present, page.writable)
+    if op == MPROTECT:
+        _protect(s, m, v, new_vma, gather)
+    else:
+        zap(s, m, v, gather)
+        if op == MUNMAP:
+            page.vma = page.backing = None
+        else:
+            _renew(s, m, v)
+    if s.policy["gather_flush"] == FLUSH_PAGE and (page.present, page.writable) != before:
+        flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
+    return True
+
+
+def _open(s: State, c: int, op: int, v: int) -> Gather:
+    """Open the gather of CPU ``c`` or join it, and widen the range of visited pages."""
+    cpu = s.cpus[c]
+    if cpu.gather is None:
+        cpu.gather = Gather(op, v, v + 1)
+        s.processes[cpu.loaded].gathers += 1
+        s.processes[cpu.loaded].excl += op in EXCLUSIVE
+    gather = cpu.gather
+    gather.vs, gather.ve = min(gather.vs, v), max(gather.ve, v + 1)
+    if gather.ve - gather.vs > s.sizes["gather_slots"]:
+        raise EngineFault("GATHER_FULL")
+    return gather
+
+
+def _debt_rule(s: State, n: Counts, c: int, m: int, v: int, gather: Gather) -> None:
+    """Pay for unmaps by reclaim that were not flushed yet, as far as the policy knows of them."""
+    process, page, rule = s.processes[m], s.page(m, v), s.policy["munmap_debt_rule"]
+    if process.pending != process.flushed:
+        flush.flush_mm(s, n, c, m, None, True, "mapping")
+        process.flushed = process.pending
+    if rule == VMA_FLAG and s.vma_flag[page.vma]:
+        flush.flush_mm(s, n, c, m, None, False, "mapping")
+        s.vma_flag[page.vma] = False
+    if rule == PTE_MARKER and page.marker:
+        gather.clear(v)
+        if not s.policy["va_rule"]:
+            page.marker = False
+
+
+def zap(s: State, m: int, v: int, gather: Gather) -> None:
+    """Clear the PTE and hold the frame until the flush."""
+    page = s.page(m, v)
+    backing = s.backings[page.backing]
+    f, was_present = backing.home, page.present
+    if was_present:
+        frames.clear_pte(s, m, v)
+        gather.clear(v)
+    if s.is_anon(page.backing) and f is not None:
+        backing.home = None
+        if s.frames[f].state == USED:
+            s.lru.remove(f)
+            s.frames[f].state = HELD
+            gather.held.append(f)
+    elif was_present:
+        s.frames[f].refs += 1
+        gather.held.append(f)
+
+
+def _renew(s: State, m: int, v: int) -> None:
+    """DONTNEED: the page gets what a first touch of it would see."""
+    page, b = s.page(m, v), s.page(m, v).backing
+    if not s.is_anon(b):
+        return
+    parent = s.backings[b].parent
+    is_copy = parent is not None and not s.is_anon(parent)
+    page.backing = parent if is_copy else anonymous.fresh(s, b)
+    if page.promise.backing != b:
+        anonymous.release(s, b)
+
+
+def _protect(s: State, m: int, v: int, new_vma: int, gather: Gather) -> None:
+    page = s.page(m, v)
+    s.vma_flag[new_vma] = s.vma_flag[new_vma] or s.vma_flag[page.vma]
+    page.vma = new_vma
+    flags = s.flags(page)
+    page.promise.writable = page.promise.writable or bool(flags & WRITE)
+    if not page.present:
+        return
+    may_upgrade = page.dirty and (flags & SHARED or s.is_anon(page.backing))
+    if not flags & READ:
+        s.frames[page.frame].refs += 1
+        gather.held.append(page.frame)
+        frames.clear_pte(s, m, v)
+    elif not flags & WRITE and page.writable:
+        page.writable = False
+        page.changed = s.now
+    elif flags & WRITE and not page.writable and may_upgrade:
+        page.writable = True
+    else:
+        return
+    gather.clear(v)
+
+
+def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: bool) -> bool:
+    """Map one page, over whatever is there (MAP_FIXED). False if it is not enabled."""
+    if s.cpus[c].gather is not None or not _may_map(s, c, MMAP):
+        return False
+    m = s.cpus[c].loaded
+    page = s.page(m, v)
+    if is_first:
+        s.vma_flag[vma] = False
+        if s.policy["mmap_flush"] and s.vmas[vma] & WRITE:
+            allocation.discharge_all(s, n, c, "mapping")
+    if s.policy["va_rule"] and page.marker:
+        if s.processes[m].va_debt:
+            flush.flush_mm(s, n, c, m, None, False, "mapping")
+        page.marker = False
+    if page.vma is not None:
+        _unmap_fixed(s, n, c, m, v)
+    elif s.policy["munmap_debt_rule"] == PTE_MARKER and page.marker:
+        flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
+        page.marker = False
+    page.vma = vma
+    page.backing = backing if backing >= 0 else anonymous.fresh(s, None)
+    page.promise = s.mapping_of(page)
+    page.epoch = s.now
+    return True
+
+
+def _unmap_fixed(s: State, n: Counts, c: int, m: int, v: int) -> None:
+    """The munmap inside an MMAP: a gather of one page that opens and finishes within the event."""
+    page, gather = s.page(m, v), Gather(MUNMAP, v, v + 1)
+    _debt_rule(s, n, c, m, v, gather)
+    was_present = page.present
+    zap(s, m, v, gather)
+    page.vma = page.backing = None
+    if s.policy["gather_flush"] == FLUSH_PAGE and was_present:
+        flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
+    finish.settle(s, n, c, m, gather, False, s.processes[m].gathers > 0, True)

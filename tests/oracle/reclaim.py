@@ -1,0 +1,144 @@
+"""Reclaim: scanning, unmapping, the batch (docs/MODEL.md section 6)."""
+
+from __future__ import annotations
+
+from . import flush, frames
+from .counting import Counts
+from .state import BATCH, CORRUPT, Frame, State
+
+NEVER, PAGE, _, TAKE_OFF, OWNER = range(5)
+READ_ONLY, CLEAN, ANY = range(3)
+VMA_FLAG, PTE_MARKER, PENDING = 1, 2, 3
+
+
+def background(s: State, n: Counts) -> None:
+    """What kswapd does at the start of every event."""
+    if not (s.params["load_mode"] and s.kswapd_on):
+        return
+    i = s.params["kswapd_cpu"]
+    reclaim(s, n, i, 1, 4, "kswapd")
+    if len(s.free) + len(s.batch) >= s.params["wmark_high"] or not s.lru:
+        drain(s, n, i)
+        s.kswapd_on = False
+
+
+def reclaim(s: State, n: Counts, i: int, pages: int, entries: int, who: str) -> None:
+    """Examine at most ``entries`` of the inactive list, oldest first, and unmap at most ``pages``."""
+    while pages > 0 and entries > 0 and s.lru:
+        entries -= 1
+        f = s.lru[0]
+        ptes = [s.page(m, v) for m, v in s.frames[f].mappings()]
+        n.bump("pgscan")
+        if s.frames[f].refs > 0:
+            s.lru.append(s.lru.pop(0))
+        elif any(pte.accessed for pte in ptes):
+            for pte in ptes:
+                pte.accessed = False
+            s.lru.append(s.lru.pop(0))
+            n.bump("pgrotated")
+        else:
+            unmap(s, n, f, i)
+            pages -= 1
+            n.bump("pgsteal_" + who)
+
+
+def unmap(s: State, n: Counts, f: int, i: int) -> None:
+    """Clear every PTE of frame ``f`` and put it in the batch."""
+    frame, backing = s.frames[f], s.backings[s.frames[f].page]
+    version = 0 if frame.content == CORRUPT else frame.content[1]
+    s.lru.remove(f)
+    mappings = frame.mappings()
+    any_dirty = any(s.page(m, v).dirty for m, v in mappings)
+    must_write = any_dirty or version != backing.stored
+    deferred = _is_admitted(s, frame, any_dirty, must_write) and any(_is_queued(s, m, i) for m, _ in mappings)
+    _clear_all(s, n, f, i, deferred)
+    if must_write:
+        if s.policy["flush_dirty"] and any_dirty and s.need_flush:
+            flush_now(s, n, i, "reclaim")
+        backing.stored, backing.on_store, backing.harvested = version, True, True
+        n.bump("pgpgout")
+    frame.state = BATCH
+    if s.policy["reclaim_remove"]:
+        backing.home = None
+    s.batch.append((f, deferred))
+    if deferred:
+        frame.since, frame.tag_clock = s.now, s.unmap_clock
+        n.bump("deferred_unmaps")
+    if len(s.batch) >= s.params["reclaim_batch"]:
+        drain(s, n, i)
+
+
+def _is_admitted(s: State, frame: Frame, any_dirty: bool, must_write: bool) -> bool:
+    """Whether the policy lets the flush of this frame wait."""
+    if s.policy["reclaim_flush"] not in (TAKE_OFF, OWNER):
+        return False
+    admits = s.policy["defer_pages"]
+    if admits == READ_ONLY:
+        return not any(s.page(m, v).writable for m, v in frame.mappings())
+    if admits == CLEAN:
+        return not any_dirty and not must_write
+    return True
+
+
+def _is_queued(s: State, m: int, i: int) -> bool:
+    """Whether the flush of a PTE of process ``m`` waits for others (else it is done at once, or never)."""
+    return s.policy["reclaim_flush"] not in (NEVER, PAGE) and bool(s.processes[m].cpumask - {i})
+
+
+def _clear_all(s: State, n: Counts, f: int, i: int, deferred: bool) -> None:
+    at_once = []
+    for m, v in s.frames[f].mappings():
+        frames.clear_pte(s, m, v)
+        if _is_queued(s, m, i):
+            _queue(s, f, m, v, deferred)
+        elif s.policy["reclaim_flush"] != NEVER:
+            at_once.append((m, v))
+    for m, v in at_once:
+        flush.flush_mm(s, n, i, m, (v, v + 1), False, "reclaim")
+
+
+def _queue(s: State, f: int, m: int, v: int, deferred: bool) -> None:
+    process, policy, pte = s.processes[m], s.policy, s.page(m, v)
+    process.tlb_gen += 1
+    if not deferred:
+        s.U |= process.cpumask
+        s.need_flush = True
+        if policy["batched_pending"]:
+            process.pending += 1
+        return
+    s.D |= process.cpumask
+    frames.add_debt(s, f, m)
+    if policy["munmap_debt_rule"] == PENDING:
+        process.pending += 1
+    if policy["munmap_debt_rule"] == VMA_FLAG:
+        s.vma_flag[pte.vma] = True
+    if policy["munmap_debt_rule"] == PTE_MARKER:
+        pte.marker = True
+    if policy["va_rule"]:
+        pte.marker = process.va_debt = True
+
+
+def flush_now(s: State, n: Counts, i: int, payer: str) -> None:
+    """Flush what the batch collected."""
+    flush.flush_batch(s, n, i, s.U, payer)
+    if s.policy["absorb"]:
+        s.G -= s.U
+        s.D -= s.U
+    s.U = set()
+    s.need_flush = False
+
+
+def drain(s: State, n: Counts, i: int) -> None:
+    """Flush and free the batch; deferred flushes join the open generation."""
+    s.G |= s.D
+    s.D = set()
+    if s.need_flush:
+        flush_now(s, n, i, "reclaim")
+    for f, _ in s.batch:
+        frame = s.frames[f]
+        if frame.state != BATCH:
+            continue
+        if s.backings[frame.page].home == f:
+            s.backings[frame.page].home = None
+        frames.free(s, n, f, i)
+    s.batch = []

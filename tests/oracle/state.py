@@ -1,0 +1,188 @@
+"""State of one machine (docs/MODEL.md section 2) and its initial value, as plain objects, lists and sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .tlb import TlbLevel
+
+FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE = range(6)
+READ, WRITE, SHARED = 1, 2, 8
+Content = tuple[int, int]
+NOTHING: Content = (-1, 0)
+FOREIGN_DATA: Content = (-2, 0)
+CORRUPT: Content = (-3, 0)
+"""What a frame holds: (backing, version), or one of these three."""
+
+
+class EngineFault(Exception):
+    """A list of the machine is full; its behaviour after this is undefined."""
+
+
+@dataclass
+class Gather:
+    """An open mapping call of one CPU: visited pages ``[vs, ve)``, pages to flush ``[cs, ce)``."""
+
+    op: int
+    vs: int
+    ve: int
+    cleared: bool = False
+    cs: int = 0
+    ce: int = 0
+    held: list[int] = field(default_factory=list)
+
+    def clear(self, vpn: int) -> None:
+        """Note that the translation of ``vpn`` has to be flushed."""
+        self.cs, self.ce = (min(self.cs, vpn), max(self.ce, vpn + 1)) if self.cleared else (vpn, vpn + 1)
+        self.cleared = True
+
+
+@dataclass
+class Cpu:
+    """One CPU; ``loaded`` is the process whose page table is loaded."""
+
+    loaded: int | None
+    l1: TlbLevel
+    l2: TlbLevel
+    lazy: bool
+    gen_done: list[int]
+    ticks: int = 0
+    gather: Gather | None = None
+    pcp: list[int] = field(default_factory=list)
+    covered: int = 0
+
+
+@dataclass
+class Promise:
+    """What the process may rely on since the last mapping call on the page returned."""
+
+    mapped: bool = False
+    writable: bool = False
+    backing: int | None = None
+
+
+@dataclass
+class Page:
+    """One virtual page: its PTE (``frame`` is None while not present), its mapping, its promise."""
+
+    vma: int | None = None
+    backing: int | None = None
+    present: bool = False
+    writable: bool = False
+    accessed: bool = False
+    dirty: bool = False
+    marker: bool = False
+    frame: int | None = None
+    promise: Promise = field(default_factory=Promise)
+    epoch: int = 0
+    changed: int = 0
+
+
+@dataclass
+class Process:
+    """One address space."""
+
+    pages: list[Page]
+    next_trim: int
+    cpumask: set[int] = field(default_factory=set)
+    sweep: set[int] = field(default_factory=set)
+    tlb_gen: int = 0
+    pending: int = 0
+    flushed: int = 0
+    gathers: int = 0
+    excl: int = 0
+    va_debt: bool = False
+
+
+@dataclass
+class Frame:
+    """One physical frame; ``page`` is the backing it was last made the home of."""
+
+    rmap: list[tuple[int, int] | None]
+    state: int = FREE
+    page: int | None = None
+    handed: int = 0
+    content: Content = NOTHING
+    refs: int = 0
+    owed: set[int] = field(default_factory=set)
+    tag: int = 0
+    owner: int | None = None
+    since: int = 0
+    tag_clock: int = 0
+
+    def mappings(self) -> list[tuple[int, int]]:
+        """The (process, vpn) that map this frame, in slot order."""
+        return [where for where in self.rmap if where is not None]
+
+
+@dataclass
+class Backing:
+    """A file page or an anonymous id."""
+
+    truth: int = 0
+    stored: int = 0
+    on_store: bool = False
+    home: int | None = None
+    harvested: bool = False
+    parent: int | None = None
+
+
+class State:
+    """Everything one machine holds; the rules are functions over it in the modules next to this one."""
+
+    def __init__(self, sizes: dict[str, Any], params: dict[str, int], policy: dict[str, int], trace: dict[str, Any]) -> None:
+        self.sizes, self.params, self.policy, self.vmas = sizes, params, policy, list(trace["vmas"])
+        num_processes, num_file_pages = sizes["num_processes"], sizes["num_file_pages"]
+        self.num_file_pages = num_file_pages
+        self.now = 0
+        loaded = [m if m >= 0 else None for m in trace["loaded"]]
+        self.cpus = [Cpu(m, TlbLevel(**sizes["l1"]), TlbLevel(**sizes["l2"]), m is None, [0] * num_processes) for m in loaded]
+        self.processes = [
+            Process([Page() for _ in range(sizes["num_vpns"])], policy["trim_period"], {c for c, p in enumerate(loaded) if p == m})
+            for m in range(num_processes)
+        ]
+        self.vma_flag = [False] * sizes["num_vmas"]
+        self.frames = [Frame([None] * sizes["rmap_slots"]) for _ in range(sizes["num_frames"])]
+        self.backings = [Backing(1, 1, True) for _ in range(num_file_pages)] + [Backing() for _ in range(sizes["num_anon"])]
+        self.anon_pool = list(reversed(range(num_file_pages, num_file_pages + sizes["num_anon"])))
+        self.free = list(range(params["frames_in_use"]))
+        self.lru: list[int] = []
+        self.batch: list[tuple[int, bool]] = []
+        self.U: set[int] = set()
+        self.D: set[int] = set()
+        self.G: set[int] = set()
+        self.need_flush = self.kswapd_on = False
+        self.foreign: list[int] = []
+        self.quarantine: list[tuple[int, int, int, int]] = []
+        self.ugen, self.ugen_done, self.unmap_clock = 1, 0, 1
+        for m, process in enumerate(self.processes):
+            for v, page in enumerate(process.pages):
+                self._map_at_start(page, trace["page_vma"][m][v], trace["page_backing"][m][v])
+
+    def _map_at_start(self, page: Page, vma: int, backing: int) -> None:
+        if vma < 0:
+            return
+        if backing < 0:
+            backing = self.anon_pool.pop()
+            self.backings[backing].truth = self.backings[backing].stored = 1
+        page.vma, page.backing = vma, backing
+        page.promise = self.mapping_of(page)
+
+    def is_anon(self, backing: int) -> bool:
+        """Whether ``backing`` belongs to the anonymous pool."""
+        return backing >= self.num_file_pages
+
+    def flags(self, page: Page) -> int:
+        """VMA flags of a page, 0 if it has no VMA."""
+        return 0 if page.vma is None else self.vmas[page.vma]
+
+    def mapping_of(self, page: Page) -> Promise:
+        """The promise that the page's mapping makes now."""
+        if page.vma is None:
+            return Promise()
+        return Promise(True, bool(self.flags(page) & WRITE), page.backing)
+
+    def page(self, m: int, vpn: int) -> Page:
+        """Page ``vpn`` of process ``m``."""
+        return self.processes[m].pages[vpn]

@@ -1,0 +1,185 @@
+"""The reference simulator alone: known hazards, safe and unsafe policies, invariants, faults."""
+
+from __future__ import annotations
+
+import ast
+import random
+from pathlib import Path
+
+import pytest
+
+from . import Oracle, invariants, scenario
+from .counting import LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE
+from .generate import SHAPES, random_events, random_machine, random_params, random_trace
+from .policies import PRESETS
+from .scenario import (
+    ALLOC_FOREIGN,
+    ANON_NONE,
+    ANON_RO,
+    ANON_RW,
+    DONTNEED,
+    FILE_WRITE,
+    FINISH,
+    LOAD,
+    MMAP,
+    MPROTECT,
+    MUNMAP,
+    PRIVATE_RW,
+    RECLAIM,
+    RECLAIM_FLUSH,
+    SHARED_RO,
+    SHARED_RW,
+    STORE,
+)  # fmt: skip
+
+SAFE = ("linux", "linux_6_15", "eager")
+HOLE = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH), (0, MUNMAP, 0), (0, FINISH)]
+HOLE_FILLED = [*HOLE, (0, MMAP, 0, 1, SHARED_RO), (0, LOAD, 0)]
+HAZARDS: dict[str, tuple[dict[int, tuple[int, int]], list[tuple[int, ...]]]] = {
+    "a nested madvise returns while another one has not flushed": (
+        {0: (ANON_RW, -1)},
+        [(1, STORE, 0), (0, DONTNEED, 0), (1, DONTNEED, 0), (1, FINISH), (1, STORE, 0), (1, LOAD, 0)],
+    ),
+    "reclaim between the two halves of mprotect(PROT_NONE)": (
+        {0: (ANON_RW, -1)},
+        [(0, STORE, 0), (1, LOAD, 0), (0, MPROTECT, 0, ANON_NONE), (2, RECLAIM, 0), (1, STORE, 0), (0, FINISH)],
+    ),
+    "a store in a madvise window after a write-out and a rescue": (
+        {0: (SHARED_RW, 2)},
+        [(0, FILE_WRITE, 0, 2), (1, RECLAIM, 0), (1, STORE, 0), (0, LOAD, 0), (1, DONTNEED, 0), (0, STORE, 0)],
+    ),
+    "a store between zap and flush": ({0: (ANON_RW, -1)}, [(1, STORE, 0), (0, DONTNEED, 0), (1, STORE, 0)]),
+    "the parent of a private copy shows in a madvise window": (
+        {0: (PRIVATE_RW, 2)},
+        [(1, STORE, 0), (1, DONTNEED, 0), (0, LOAD, 0), (1, RECLAIM, 0), (0, LOAD, 0)],
+    ),
+    "permission granted and taken back in one gather": (
+        {0: (ANON_RO, -1)},
+        [(0, MPROTECT, 0, ANON_RW), (1, STORE, 0), (0, MPROTECT, 0, ANON_RO), (1, STORE, 0)],
+    ),
+    "copy-on-write over an unmap that is not flushed": (
+        {0: (PRIVATE_RW, 2)},
+        [(1, LOAD, 0), (0, RECLAIM, 0), (0, STORE, 0), (1, LOAD, 0)],
+    ),
+    "store after mprotect(read-only)": (
+        {0: (ANON_RW, -1)},
+        [(1, STORE, 0), (0, MPROTECT, 0, ANON_RO), (0, FINISH), (1, STORE, 0)],
+    ),
+    "a frame is reused": (
+        {0: (SHARED_RO, 1)},
+        [(1, LOAD, 0), (0, RECLAIM, 0), (0, RECLAIM_FLUSH), (0, ALLOC_FOREIGN), (1, LOAD, 0)],
+    ),
+}
+UNDER_NEVER = {"store after mprotect(read-only)": {PERMISSION}, "a frame is reused": {REUSE},
+               "copy-on-write over an unmap that is not flushed": {OLD_VALUE}}  # fmt: skip
+
+
+def _hole(policy: str, rows: list[tuple[int, ...]]) -> Oracle:
+    """CPU 1 reads a file page, CPU 2 reclaims it lazily, CPU 0 unmaps the address, CPU 1 reads it again [luf-v10 thread, May 2024]."""
+    return scenario.run(scenario.machine({0: (SHARED_RO, 0)}, policy), [*rows, (1, LOAD, 0)])
+
+
+@pytest.mark.parametrize("rows", [HOLE, HOLE_FILLED], ids=["nothing mapped", "another file mapped"])
+def test_munmap_hole_is_open_without_a_rule_for_mapping_calls(rows: list[tuple[int, ...]]) -> None:
+    oracle = _hole("luf_naive", rows)
+    assert scenario.violated(oracle) == {MAPPING}
+    assert oracle.violations()["loads"][MAPPING] == 1
+    assert oracle.violations()["first"][MAPPING] == [len(rows) + 1, 1, 0, 0]
+    assert oracle.counters()["nr_tlb_remote_flush_received"] == 0
+
+
+@pytest.mark.parametrize("rows", [HOLE, HOLE_FILLED], ids=["nothing mapped", "another file mapped"])
+@pytest.mark.parametrize("policy", ["linux", "linux_6_15", "eager", "luf_vma_flag", "luf_pte_marker", "luf_v10"])
+def test_munmap_hole_is_closed_by_every_rule(policy: str, rows: list[tuple[int, ...]]) -> None:
+    oracle = _hole(policy, rows)
+    assert not scenario.violated(oracle)
+    assert oracle.counters()["segv"] == (1 if rows is HOLE else 0)
+
+
+@pytest.mark.parametrize("hazard", HAZARDS)
+@pytest.mark.parametrize("policy", SAFE)
+def test_safe_policies_close_the_window(policy: str, hazard: str) -> None:
+    pages, rows = HAZARDS[hazard]
+    assert not scenario.violated(scenario.run(scenario.machine(pages, policy), rows))
+
+
+@pytest.mark.parametrize("hazard", UNDER_NEVER)
+def test_never_falls_into_it(hazard: str) -> None:
+    pages, rows = HAZARDS[hazard]
+    assert scenario.violated(scenario.run(scenario.machine(pages, "never"), rows)) >= UNDER_NEVER[hazard]
+
+
+def test_store_after_write_out_is_lost_without_the_flush_before_it() -> None:
+    rows = [(1, STORE, 0), (0, RECLAIM, 0), (1, STORE, 0)]
+    assert not scenario.violated(scenario.run(scenario.machine({0: (SHARED_RW, 1)}), rows))
+    assert scenario.violated(scenario.run(scenario.machine({0: (SHARED_RW, 1)}, flush_dirty=0), rows)) == {LOST_STORE}
+
+
+def _random_run(policy: str, load_mode: int, seed: int, num_events: int) -> Oracle:
+    rng = random.Random(seed)
+    sizes = SHAPES[seed % len(SHAPES)]
+    params, trace = random_params(rng, sizes) | {"load_mode": load_mode}, random_trace(rng, sizes)
+    rules = PRESETS[policy] | {"quarantine_slots": 4, "flush_ceiling": rng.choice((0, 1, 33)), "trim_period": rng.choice((3, 100000))}
+    oracle = Oracle(sizes, params, rules, trace)
+    for row in random_events(rng, sizes, trace, num_events):
+        oracle.step(row)
+    assert not oracle.faults
+    return oracle
+
+
+@pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])
+@pytest.mark.parametrize("policy", SAFE)
+def test_safe_policies_never_violate(policy: str, load_mode: int) -> None:
+    runs = [_random_run(policy, load_mode, seed, 400) for seed in range(30)]
+    assert not set().union(*(scenario.violated(oracle) for oracle in runs))
+    tolerated = sum(oracle.counters()["tolerated"] for oracle in runs)
+    assert (tolerated == 0) == (policy == "eager")
+
+
+@pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])
+def test_never_violates_in_every_class(load_mode: int) -> None:
+    runs = [_random_run("never", load_mode, seed, 400) for seed in range(30)]
+    assert set().union(*(scenario.violated(oracle) for oracle in runs)) == {REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE}
+
+
+def test_invariants_hold_after_every_random_event() -> None:
+    disabled = events = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        sizes, params, policy, trace = random_machine(rng)
+        oracle = Oracle(sizes, params, policy, trace)
+        invariants.check(oracle)
+        for row in random_events(rng, sizes, trace, 120):
+            oracle.step(row)
+            invariants.check(oracle)
+        assert not oracle.faults
+        counters = oracle.counters()
+        disabled, events = disabled + counters["events_disabled"], events + counters["events"]
+        assert sum(counters["received"]) == counters["nr_tlb_remote_flush_received"]
+        assert sum(counters[f"ipi_{payer}"] for payer in ("reclaim", "mapping", "fault", "alloc")) == sum(counters["received"])
+    assert 0.02 < disabled / events < 0.25
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes", "rows"),
+    [
+        ("RMAP_FULL", {"rmap_slots": 1}, [(0, LOAD, 0), (0, LOAD, 1)]),
+        ("GATHER_FULL", {"gather_slots": 1}, [(0, MUNMAP, 0), (0, MUNMAP, 1)]),
+        ("ANON_POOL_EMPTY", {"num_anon": 1}, [(0, MMAP, 5, -1, ANON_RW), (0, MMAP, 6, -1, ANON_RW)]),
+    ],
+)
+def test_full_lists_fault(fault: str, changes: dict[str, int], rows: list[tuple[int, ...]]) -> None:
+    pages = {0: (SHARED_RO, 0), 1: (SHARED_RO, 0)}
+    oracle = scenario.run(scenario.machine(pages, **changes), rows[:1])
+    assert not oracle.faults
+    assert scenario.run(oracle, rows[1:]).faults == {fault}
+
+
+def test_the_simulator_imports_nothing_of_the_package() -> None:
+    for path in Path(__file__).parent.glob("*.py"):
+        if path.name.startswith("test_"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            assert not [name for name in names if name.split(".")[0] in ("lufjax", "numpy", "jax")], path.name

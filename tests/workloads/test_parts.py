@@ -1,0 +1,97 @@
+"""Expansion of calls, draws, interleaving, page ranges; and that the validator bites."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lufjax.events import CPU, FIRST_PAGE, OP, REPEAT, VPN, Op
+from lufjax.workloads import build
+from lufjax.workloads.draws import Draws, zipf_table
+from lufjax.workloads.expand import GATHER_SLOTS, gather_calls, gather_pages, mmap_calls
+from lufjax.workloads.page_ranges import PageRanges
+from lufjax.workloads.validate import check_trace
+
+
+def test_draws_are_fixed_for_ever():
+    draws = Draws("llm", 4, 0)
+    assert draws.below(1000, 5).tolist() == [381, 454, 261, 17, 25]
+    assert zipf_table(4, 4).tolist() == [2**32, 2**32 + 2**31, 2**32 + 2**31 + 2**32 // 3, 2**32 + 2**31 + 2**32 // 3 + 2**30]
+    assert zipf_table(3, 0).tolist() == [2**32, 2 * 2**32, 3 * 2**32]
+
+
+def test_zipf_prefers_low_ranks():
+    ranks = np.bincount(Draws("zipf", 0).zipf(8, 4, 20000), minlength=8)
+    assert (np.diff(ranks) < 0).all()
+    assert sorted(Draws("order", 0).order(9).tolist()) == list(range(9))
+
+
+def test_a_long_call_is_split():
+    rows, call = gather_calls(Op.MUNMAP, np.array([10, 1000]), np.array([3, 2 * GATHER_SLOTS + 1]), free_tables=1)
+    finishes = np.flatnonzero(rows[:, 0] == Op.GATHER_FINISH)
+    assert call[finishes].tolist() == [0, 1, 1, 1]
+    assert rows[finishes, 2].tolist() == [1, 0, 0, 1]
+    assert rows[rows[:, 0] == Op.MUNMAP, 1].tolist() == [10, 11, 12, *range(1000, 1000 + 2 * GATHER_SLOTS + 1)]
+    assert np.diff(np.concatenate([[-1], finishes])).tolist() == [4, 129, 129, 2]
+
+
+@pytest.mark.parametrize("num_pages", [1, GATHER_SLOTS - 1, GATHER_SLOTS, GATHER_SLOTS + 1, 3 * GATHER_SLOTS])
+def test_calls_on_a_range_and_on_listed_pages_agree(num_pages: int):
+    rows, _ = gather_calls(Op.MPROTECT, np.array([5]), np.array([num_pages]), new_vma=7, free_tables=1)
+    assert rows.tolist() == gather_pages(Op.MPROTECT, 5 + np.arange(num_pages), 7, 1).tolist()
+
+
+def test_the_first_page_of_an_mmap_is_marked():
+    rows, _ = mmap_calls(np.array([3, 9]), np.array([2, 1]), np.array([1, 2]), np.array([-1, 40]))
+    assert rows.tolist() == [[3, 3, -1, 1 + FIRST_PAGE], [3, 4, -1, 1], [3, 9, 40, 2 + FIRST_PAGE]]
+
+
+def test_page_ranges():
+    ranges = PageRanges()
+    ranges.add(10, 20)
+    ranges.add(20, 30)
+    ranges.remove(12, 14)
+    ranges.add(25, 40)
+    assert list(zip(ranges.starts, ranges.ends, strict=True)) == [(10, 12), (14, 20), (20, 25), (25, 40)]
+    assert ranges.contains(np.array([9, 10, 12, 14, 39, 40])).tolist() == [False, True, False, True, True, False]
+    ranges.remove(11, 26)
+    assert ranges.neighbours(11, 26) == (11, 26)
+    ranges.remove(0, 100)
+    assert ranges.neighbours(3, 4)[0] == 0
+
+
+def _spoil(row_op: Op, column: int, value: int):
+    trace = build("churn", {}, num_cpus=4, seed=0, num_events=2000)
+    events = trace.events.copy()
+    events[np.flatnonzero(events[:, OP] == row_op)[20], column] = value
+    return replace(trace, events=events)
+
+
+@pytest.mark.parametrize(
+    ("row_op", "column", "value", "field"),
+    [
+        (Op.LOAD, REPEAT, 0, "field repeat"),
+        (Op.LOAD, VPN, 143, "field vpn"),
+        (Op.MMAP, REPEAT, 3 + FIRST_PAGE, "field"),
+        (Op.MMAP, OP, int(Op.NOP), "field"),
+        (Op.GATHER_FINISH, OP, int(Op.NOP), "field"),
+        (Op.GATHER_FINISH, OP, int(Op.SWITCH), "field"),
+        (Op.LOAD, CPU, 9, "events cpu"),
+        (Op.LOAD, VPN, -1, "events vpn"),
+    ],
+)
+def test_the_validator_names_what_is_wrong(row_op: Op, column: int, value: int, field: str):
+    with pytest.raises(ValueError, match=field):
+        check_trace(_spoil(row_op, column, value))
+
+
+def test_the_validator_counts_ids_and_mappers():
+    trace = build("churn", {}, num_cpus=4, seed=0, num_events=4000)
+    with pytest.raises(ValueError, match=r"^num_anon=18"):
+        check_trace(replace(trace, num_anon=18))
+    with pytest.raises(ValueError, match=r"^attrs rmap_slots=1"):
+        check_trace(replace(trace, attrs=trace.attrs | {"rmap_slots": 1}))
+    with pytest.raises(ValueError, match=r"gather_slots=4"):
+        check_trace(replace(trace, attrs=trace.attrs | {"gather_slots": 4}))
