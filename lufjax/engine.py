@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Event, Lock
 from typing import Any
 
 import jax
@@ -24,10 +26,14 @@ from lufjax.faults import EngineFault
 from lufjax.params import MachineParams, MachineShape
 from lufjax.snapshot import snapshot
 from lufjax.state import MachineState, bytes_of, init_state
-from lufjax.trace import Trace
+from lufjax.policy import FlushPolicy
+from lufjax.trace import EMPTY_TRACE, Trace
 
 LANES = "lanes"
-BLOCK_LANES = 1024
+BACKENDS = ("auto", "native", "xla")
+NATIVE_BLOCK_LANES = 32
+"""Lanes that a core has in memory at a time; it runs them one after the other."""
+XLA_BLOCK_LANES = 1024
 """Lanes of one device that advance together: more lanes fill the slots of a phase better, fewer stay in the cache."""
 SLOT_SHARE = 4
 """A phase runs on one lane in this many at a time."""
@@ -57,20 +63,14 @@ def use_all_cores() -> None:
     if "jax_num_cpu_devices" in os.environ.get("XLA_FLAGS", "") or os.environ.get("JAX_NUM_CPU_DEVICES"):
         return
     try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:
         return
 
 
 def bytes_per_lane(shape: MachineShape) -> int:
     """Bytes of state of one lane."""
-    empty = Trace(
-        events=np.zeros((0, 5), np.int32), vmas=np.zeros(1, np.int32), page_vma=np.full((1, 1), -1, np.int32),
-        page_backing=np.full((1, 1), -1, np.int32), loaded=np.zeros(1, np.int32), num_file_pages=0, num_anon=0,
-    )  # fmt: skip
-    from lufjax.policy import FlushPolicy
-
-    return bytes_of(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), empty))
+    return bytes_of(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE))
 
 
 def simulate(
@@ -80,8 +80,9 @@ def simulate(
     trace_index: np.ndarray,
     *,
     sample_points: Sequence[int],
-    block_lanes: int = BLOCK_LANES,
+    block_lanes: int | None = None,
     num_devices: int | None = None,
+    backend: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Run every lane through its trace.
@@ -92,9 +93,10 @@ def simulate(
         traces: the traces used; all have the same number of events.
         trace_index: ``int[num_lanes]``, which trace drives each lane.
         sample_points: numbers of events after which counters are read; increasing, the last one ends the run.
-        block_lanes: lanes per device that advance together.
-        num_devices: devices to use; all by default.
-        progress: called with (lane events done, lane events in all).
+        block_lanes: lanes that are in memory and advance together, per device; chosen by the backend if None.
+        num_devices: devices (``xla``) or cores (``native``) to use; all by default.
+        backend: ``native``, ``xla`` or ``auto``: native where JAX runs on the CPU, XLA on an accelerator.
+        progress: called with (lane events done, lane events in all), from one thread at a time.
 
     Raises:
         ValueError: an argument or a trace row is outside the machine.
@@ -103,35 +105,135 @@ def simulate(
     use_all_cores()
     trace_index = np.asarray(trace_index, np.int32)
     _check_arguments(shape, traces, trace_index, sample_points)
-    devices = jax.devices()[:num_devices]
-    num_lanes = len(trace_index)
-    per_device = min(block_lanes, _ceil_power(-(-num_lanes // len(devices))))
-    block = per_device * len(devices)
-    ops = frozenset(int(op) for trace in traces for op in np.unique(trace.events[:, OP]))
-    slots = min(per_device, max(64, per_device // SLOT_SHARE))
-    run = _runner(shape, rollout.program_for(set(ops)), slots, tuple(devices))
-    lanes = NamedSharding(Mesh(np.array(devices), (LANES,)), PartitionSpec(LANES))
-    total, parts = num_lanes * sample_points[-1], []
-    for start in range(0, num_lanes, block):
-        index = np.minimum(np.arange(start, start + block), num_lanes - 1)
-        is_real = np.arange(start, start + block) < num_lanes
-        local_params = jax.tree.map(lambda leaf, i=index: jax.device_put(np.asarray(leaf, np.int32)[i], lanes), params)
-        used, local_index = np.unique(trace_index[index], return_inverse=True)
-        state = _initial(shape, params, index, [traces[i] for i in used], local_index, lanes)
-        events = jnp.asarray(rollout.pack_events(np.stack([traces[i].events for i in used])))
-        where = jax.device_put(local_index.astype(np.int32), lanes)
-        collected = []
-        for point in sample_points:
-            stop = jax.device_put(np.where(is_real, point, 0).astype(np.int32), lanes)
-            state = run(local_params, state, events, where, stop)
+    program = rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])})
+    runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
+    job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, progress)
+    starts = range(0, len(trace_index), runner.block)
+    if runner.workers == 1:
+        return _join([job.block(start) for start in starts])
+    with ThreadPoolExecutor(runner.workers) as pool:
+        futures = [pool.submit(job.block, start) for start in starts]
+        try:
+            return _join([future.result() for future in futures])
+        except BaseException:
+            job.stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def resolve_backend(backend: str) -> str:
+    """``native`` or ``xla`` for ``auto``."""
+    if backend not in BACKENDS:
+        raise ValueError(f"engine.backend={backend}: allowed are {', '.join(BACKENDS)}")
+    return backend if backend != "auto" else ("native" if jax.default_backend() == "cpu" else "xla")
+
+
+class _Job:
+    """One call of :func:`simulate`: what its blocks share."""
+
+    def __init__(
+        self, shape: MachineShape, params: MachineParams, traces: list[Trace], trace_index: np.ndarray, sample_points: list[int], runner: Runner,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.shape, self.traces, self.trace_index, self.points = shape, traces, trace_index, sample_points
+        self.params = jax.tree.map(lambda leaf: np.asarray(leaf, np.int32), params)
+        self.runner, self._progress = runner, progress
+        self.events = runner.put_shared(rollout.pack_events(np.stack([trace.events for trace in traces])))
+        self._done, self._lock, self.stopped = 0, Lock(), Event()
+
+    def block(self, start: int) -> Samples:
+        """Run lanes ``start .. start + block - 1``; lanes beyond the last are padding and never move."""
+        num_lanes = len(self.trace_index)
+        lanes = np.arange(start, start + self.runner.block)
+        index, is_real = np.minimum(lanes, num_lanes - 1), lanes < num_lanes
+        params = jax.tree.map(lambda leaf: self.runner.put(leaf[index]), self.params)
+        state = self._initial(index)
+        where = self.runner.put(self.trace_index[index])
+        collected, before = [], 0
+        for point in self.points:
+            if self.stopped.is_set():
+                break
+            stop = self.runner.put(np.where(is_real, point, 0).astype(np.int32))
+            state = self.runner.run(params, state, self.events, where, stop)
             state, counted = _take_counters(state)
             _check_faults(counted, index, point, is_real)
             collected.append(counted)
-            if progress is not None:
-                done = min(start + block, num_lanes) - start
-                progress(start * sample_points[-1] + done * point, total)
-        parts.append(_accumulate(collected, int(is_real.sum())))
-    return _join(parts)
+            self._report(int(is_real.sum()) * (point - before))
+            before = point
+        return _accumulate(collected, int(is_real.sum()))
+
+    def _initial(self, index: np.ndarray) -> MachineState:
+        """Initial states: one per trace used, then the few numbers that depend on the lane."""
+        used, local = np.unique(self.trace_index[index], return_inverse=True)
+        first = jax.tree.map(lambda leaf: int(leaf[index[0]]), self.params)
+        bases = [init_state(self.shape, first, self.traces[i]) for i in used]
+        state = jax.tree.map(lambda *leaves: np.stack(leaves)[local], *bases)
+        bank, column = st.BANK_OF["free_count"]
+        getattr(state, bank)[:, column] = self.params.frames_in_use[index]
+        state.mm[:, :, st.NEXT_TRIM] = self.params.policy.trim_period[index][:, None]
+        return jax.tree.map(self.runner.put, state)
+
+    def _report(self, events: int) -> None:
+        if self._progress is not None:
+            with self._lock:
+                self._done += events
+                self._progress(self._done, len(self.trace_index) * self.points[-1])
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A way to advance a block of lanes.
+
+    Attributes:
+        block: lanes of a block. workers: blocks that run at the same time.
+        put: NumPy array with a lane axis -> array of the runner. put_shared: the same for the traces, which all lanes share.
+        run: (params, state, events, trace_index, stop) -> state; the state passed in is used up.
+    """
+
+    block: int
+    workers: int
+    put: Callable[[np.ndarray], Any]
+    put_shared: Callable[[np.ndarray], Any]
+    run: Callable[..., MachineState]
+
+
+def make_runner(
+    backend: str, shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None
+) -> Runner:  # fmt: skip
+    """The runner of a resolved backend."""
+    make = _native_runner if backend == "native" else _xla_runner
+    return make(shape, program, num_lanes, block_lanes, num_devices)
+
+
+def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
+    from lufjax import native
+
+    compiled = native.compile_for(shape, program)
+    workers = max(1, num_devices or num_cores())
+    block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // workers)))
+    device = jax.devices("cpu")[0]
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.device_put(np.array(array), device)
+
+    return Runner(block, min(workers, -(-num_lanes // block)), put, put, partial(native.run_block, compiled))
+
+
+def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
+    devices = tuple(jax.devices()[:num_devices])
+    per_device = min(block_lanes or XLA_BLOCK_LANES, _ceil_power(-(-num_lanes // len(devices))))
+    slots = min(per_device, max(64, per_device // SLOT_SHARE))
+    mesh = Mesh(np.array(devices), (LANES,))
+    lanes, everywhere = NamedSharding(mesh, PartitionSpec(LANES)), NamedSharding(mesh, PartitionSpec())
+    return Runner(
+        per_device * len(devices), 1, partial(jax.device_put, device=lanes), partial(jax.device_put, device=everywhere),
+        xla_program(shape, program, slots, devices),
+    )  # fmt: skip
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ceil_power(n: int) -> int:
@@ -139,41 +241,24 @@ def _ceil_power(n: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _runner(shape: MachineShape, program: tuple[str, ...], slots: int, devices: tuple[Any, ...]) -> Callable[..., MachineState]:
-    """The compiled program: lanes sharded over devices, state arrays updated in place."""
+def xla_program(shape: MachineShape, program: tuple[str, ...], slots: int, devices: tuple[Any, ...]) -> Callable[..., MachineState]:
+    """The XLA program: lanes sharded over devices, state arrays updated in place."""
     mesh = Mesh(np.array(devices), (LANES,))
     lanes, everywhere = PartitionSpec(LANES), PartitionSpec()
     sharded = jax.shard_map(
-        partial(rollout.advance, shape, program, slots), mesh=mesh, in_specs=(lanes, lanes, everywhere, lanes, lanes), out_specs=lanes, check_vma=False
+        partial(rollout.advance, shape, program, slots), mesh=mesh, in_specs=(lanes, lanes, everywhere, lanes, lanes), out_specs=lanes,
+        check_vma=False,
     )  # fmt: skip
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if devices[0].platform == "cpu" else None
     return jax.jit(sharded, donate_argnums=(1,), compiler_options=options)
-
-
-def _initial(
-    shape: MachineShape, params: MachineParams, index: np.ndarray, traces: list[Trace], local_index: np.ndarray, lanes: NamedSharding
-) -> MachineState:  # fmt: skip
-    """Initial states of a block: one per trace, then the few numbers that depend on the lane."""
-    first = jax.tree.map(lambda leaf: int(np.asarray(leaf)[index[0]]), params)
-    bases = [init_state(shape, first, trace) for trace in traces]
-    state = jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)[local_index], lanes), *bases)
-    frames = jax.device_put(np.asarray(params.frames_in_use, np.int32)[index], lanes)
-    trim = jax.device_put(np.asarray(params.policy.trim_period, np.int32)[index], lanes)
-    bank, column = st.BANK_OF["free_count"]
-    return state._replace(mm=state.mm.at[:, :, st.NEXT_TRIM].set(trim[:, None]), **{bank: getattr(state, bank).at[:, column].set(frames)})
-
-
-@jax.jit
-def _zeros_like(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _take_counters(state: MachineState) -> tuple[MachineState, dict[str, Any]]:
     """Read and reset what was counted since the last sample, so that no device counter can wrap in a long run."""
     counting = {"counters": state.counters, "histograms": state.histograms, "received": state.received, "violations": state.violations}
     scalars = {name: st.scalar(state, name) for name in (*names.GAUGES, "fault", "cursor")}
-    host = jax.device_get({**counting, **scalars, "first": state.first})
-    return state._replace(**_zeros_like(counting)), host
+    host = jax.tree.map(np.array, jax.device_get({**counting, **scalars, "first": state.first}))
+    return state._replace(**jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), counting)), host
 
 
 def _check_faults(counted: dict[str, Any], index: np.ndarray, point: int, is_real: np.ndarray) -> None:
@@ -255,24 +340,19 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need(processes & ((arg < IDLE) | (arg >= shape.num_processes)), "arg", arg, f"-1 or a process below {shape.num_processes}")
 
 
-ALL_GROUPS = tuple(rollout.KERNELS)
-
-
-@lru_cache(maxsize=8)
-def _stepper(shape: MachineShape, num_lanes: int) -> Callable[..., MachineState]:
-    return jax.jit(partial(rollout.advance, shape, ALL_GROUPS, num_lanes), donate_argnums=(1,))
-
-
 class Machines:
     """A few machines of one shape, stepped by hand, one event each at a time."""
 
-    def __init__(self, shape: MachineShape, params: Sequence[MachineParams], traces: Sequence[Trace]) -> None:
+    def __init__(self, shape: MachineShape, params: Sequence[MachineParams], traces: Sequence[Trace], *, backend: str = "auto") -> None:
         use_all_cores()
-        self.shape = shape
+        self.shape, self.num_lanes = shape, len(params)
+        self._runner = make_runner(resolve_backend(backend), shape, tuple(rollout.KERNELS), self.num_lanes, self.num_lanes, 1)
         states = [init_state(shape, p, trace) for p, trace in zip(params, traces, strict=True)]
-        self.state: MachineState = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
-        self.params = jax.tree.map(lambda *leaves: jnp.asarray(leaves, jnp.int32), *params)
-        self.num_lanes = len(states)
+        pad = range(self.num_lanes, self._runner.block)
+        self._lanes = np.array([*range(self.num_lanes), *(0 for _ in pad)], np.int32)
+        self.state: MachineState = jax.tree.map(lambda *leaves: self._runner.put(np.stack(leaves)[self._lanes]), *states)
+        self._history = np.zeros((self.num_lanes, 0, 4), np.int32)
+        self._params = jax.tree.map(lambda *leaves: self._runner.put(np.array(leaves, np.int32)[self._lanes]), *params)
 
     def step(self, rows: np.ndarray) -> None:
         """Execute one event per machine, ``int[num_machines, 5]``.
@@ -282,17 +362,18 @@ class Machines:
         """
         rows = np.asarray(rows)
         check_rows(self.shape, rows)
-        events = jnp.asarray(rollout.pack_events(rows[:, None, :]))
-        lanes = jnp.arange(self.num_lanes, dtype=jnp.int32)
-        self.state = _stepper(self.shape, self.num_lanes)(self.params, self.state, events, lanes, st.scalar(self.state, "cursor") + 1)
-        fault = np.asarray(st.scalar(self.state, "fault"))
+        cursor = np.array(st.scalar(self.state, "cursor"))
+        self._history = np.concatenate([self._history, rollout.pack_events(rows[:, None, :])], axis=1)
+        events, stop = self._runner.put_shared(self._history), self._runner.put(cursor + 1)
+        self.state = self._runner.run(self._params, self.state, events, self._runner.put(self._lanes), stop)
+        fault = np.array(st.scalar(self.state, "fault"))
         if fault.any():
             lane = int(np.argmax(fault != 0))
             raise EngineFault(int(fault[lane]), lane, int(st.scalar(self.state, "cursor")[lane]))
 
     def host(self) -> list[MachineState]:
         """The states as NumPy arrays, one per machine."""
-        host = jax.device_get(self.state)
+        host = jax.tree.map(np.array, jax.device_get(self.state))
         return [jax.tree.map(lambda leaf, i=lane: leaf[i], host) for lane in range(self.num_lanes)]
 
 

@@ -77,7 +77,12 @@ def run_phase(
     def kernel(lane: Array) -> list[tuple[list[Array], Array, Array]]:
         lane_params = jax.tree.map(lambda leaf: leaf.at[lane].get(mode="clip"), params)
         trace = trace_index.at[lane].get(mode="clip")
-        draft = Draft(shape, lane_params, state, lane, lambda cursor: events.at[trace, cursor].get(mode="clip"))
+
+        def read(array: str, index: tuple[Any, ...]) -> Array:
+            source, first = (events, trace) if array == "events" else (getattr(state, array), lane)
+            return source.at[(first, *index)].get(mode="clip")
+
+        draft = Draft(shape, lane_params, read, lambda array: getattr(state, array).dtype)
         KERNELS[group](draft, lane < num_lanes)
         writes = draft.finish()
         shapes.clear()

@@ -47,3 +47,10 @@ class Trace:
     @property
     def num_vpns(self) -> int:
         return int(self.page_vma.shape[1])
+
+
+EMPTY_TRACE = Trace(
+    events=np.zeros((0, 5), np.int32), vmas=np.zeros(1, np.int32), page_vma=np.full((1, 1), -1, np.int32),
+    page_backing=np.full((1, 1), -1, np.int32), loaded=np.zeros(1, np.int32), num_file_pages=0, num_anon=0,
+)  # fmt: skip
+"""A trace of nothing, for sizes that do not depend on one."""

@@ -25,44 +25,45 @@ class Phase(enum.IntEnum):
     COW_FLUSHED = 6
     INSTALL_READ = 7  # the page was read into a frame
     INSTALL_RESIDENT = 8  # the page is in memory
-    INSTALL_COPY = 42  # the copy of a broken copy-on-write page
-    INSTALL_UPGRADE = 43  # ptep_set_access_flags
-    INSTALL = 44  # set_pte_at
-    ALLOC = 9  # get_page_from_freelist
-    ALLOC_TAKE = 10
-    ALLOC_RETRY = 11
-    ALLOC_POP = 12
-    ALLOC_DONE = 13
-    REFILL = 14  # rmqueue_bulk
-    PCP_DRAIN = 15  # free_pcppages_bulk
-    BACKGROUND = 45  # kswapd, at the start of an event
-    RECLAIM = 16  # shrink_folio_list, one entry
-    UNMAP = 17  # flushes that an unmap owes at once
-    UNMAP_FLUSHED = 18
-    DRAIN = 19  # try_to_unmap_flush, then free the list
-    DRAIN_FLUSHED = 20
-    DRAIN_FREE = 21
-    FLUSH = 22  # flush_tlb_mm_range, arch_tlbbatch_flush
-    INVLPG = 23  # one page of a ranged flush
-    MAPPING = 24  # MMAP, MUNMAP, MPROTECT, MADVISE_DONTNEED page events: flush_tlb_batched_pending and its rivals
-    MAPPING_VA = 25
-    MAPPING_VA_PAID = 26
-    MAPPING_FLAG = 27
-    MAPPING_EDIT = 28  # zap_pte_range, change_pte_range
-    MAPPING_FIXED = 29
-    FIXED_FINISH = 30  # MAP_FIXED: the end of the unmapping
-    FIXED_FREE = 31
-    MAPPING_MAP = 41
-    FINISH = 32  # tlb_finish_mmu
-    FINISH_HELD = 33
-    FINISH_PROMISE = 34
-    SCHEDULE = 46  # SWITCH, TICK
-    OTHER = 35  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN
-    OTHER_ALLOCATED = 36
-    OTHER_WRITE = 37
-    RELEASE = 38  # end of the quarantine
-    RELEASE_FREE = 39
-    COMPLETE = 40  # the event is over
+    INSTALL_COPY = 9  # the copy of a broken copy-on-write page
+    INSTALL_UPGRADE = 10  # ptep_set_access_flags
+    INSTALL = 11  # set_pte_at
+    ALLOC = 12  # get_page_from_freelist
+    ALLOC_TAKE = 13
+    ALLOC_RETRY = 14
+    ALLOC_POP = 15
+    ALLOC_DONE = 16
+    REFILL = 17  # rmqueue_bulk
+    PCP_DRAIN = 18  # free_pcppages_bulk
+    BACKGROUND = 19  # kswapd, at the start of an event
+    RECLAIM = 20  # shrink_folio_list, one entry
+    UNMAP = 21  # flushes that an unmap owes at once
+    UNMAP_FLUSHED = 22
+    DRAIN = 23  # try_to_unmap_flush, then free the list
+    DRAIN_FLUSHED = 24
+    DRAIN_FREE = 25
+    FLUSH = 26  # flush_tlb_mm_range, arch_tlbbatch_flush
+    FLUSH_NEXT = 27
+    INVLPG = 28  # one page of a ranged flush
+    MAPPING = 29  # MMAP, MUNMAP, MPROTECT, MADVISE_DONTNEED page events: flush_tlb_batched_pending and its rivals
+    MAPPING_VA = 30
+    MAPPING_VA_PAID = 31
+    MAPPING_FLAG = 32
+    MAPPING_EDIT = 33  # zap_pte_range, change_pte_range
+    MAPPING_FIXED = 34
+    FIXED_FINISH = 35  # MAP_FIXED: the end of the unmapping
+    FIXED_FREE = 36
+    MAPPING_MAP = 37
+    FINISH = 38  # tlb_finish_mmu
+    FINISH_HELD = 39
+    FINISH_PROMISE = 40
+    SCHEDULE = 41  # SWITCH, TICK
+    OTHER = 42  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN
+    OTHER_ALLOCATED = 43
+    OTHER_WRITE = 44
+    RELEASE = 45  # end of the quarantine
+    RELEASE_FREE = 46
+    COMPLETE = 47  # the event is over
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -77,7 +78,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "reclaim": (Phase.BACKGROUND, Phase.RECLAIM),
     "unmap": (Phase.UNMAP, Phase.UNMAP_FLUSHED),
     "drain": (Phase.DRAIN, Phase.DRAIN_FLUSHED, Phase.DRAIN_FREE),
-    "flush": (Phase.FLUSH,),
+    "flush": (Phase.FLUSH, Phase.FLUSH_NEXT),
     "invlpg": (Phase.INVLPG,),
     "mapping": (Phase.MAPPING, Phase.MAPPING_VA, Phase.MAPPING_VA_PAID, Phase.MAPPING_FLAG),
     "edit": (Phase.MAPPING_EDIT, Phase.MAPPING_FIXED),

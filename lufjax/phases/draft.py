@@ -70,22 +70,23 @@ class Draft:
 
     Attributes:
         shape: static sizes. p: traced parameters. rules: policy record.
+        read: how an array of this machine is read; "events" is the trace that drives it. dtype_of: dtype of an array.
         r: scalars (``state.BANKS``). The CPU sets ``state.MASKS`` are attributes of their own names.
         now: number of the event in flight. c, op, v, arg, repeat: its row. m: the process loaded on ``c`` (0 if none).
     """
 
     def __init__(
-        self, shape: MachineShape, params: MachineParams, state: st.MachineState, lane: Array, fetch_row: Callable[[Array], Array]
+        self, shape: MachineShape, params: MachineParams, read: Callable[[str, Index], Array], dtype_of: Callable[[str], Any]
     ) -> None:  # fmt: skip
         self.shape, self.p, self.rules = shape, params, params.policy
-        self._state, self._lane = state, lane
+        self._read, self._dtype_of = read, dtype_of
         self._writes: list[Write] = []
         self._written: set[str] = set()
         self._counts: dict[str, Array] = {}
         self._masks: dict[str, Array] = {}
         self.words = st.num_words(shape.num_cpus)
         self.r = Scalars(self.get)
-        row = fetch_row(self.r.cursor)
+        row = self.get("events", self.r.cursor)
         self.now = self.r.cursor + 1
         self.op, self.c = row[0] & 255, row[0] >> 8
         self.v, self.arg, self.repeat = row[1], row[2], row[3]
@@ -110,7 +111,7 @@ class Draft:
         """Read ``array[index]`` of this machine; an index outside reads the nearest element (only what is then not used)."""
         if array in self._written:
             raise AssertionError(f"{array} is read after it was written in the same phase")
-        return getattr(self._state, array).at[(self._lane, *index)].get(mode="clip")
+        return self._read(array, index)
 
     def put(self, array: str, index: Any, value: Any, enabled: Array) -> None:
         """Write ``array[index] = value`` if ``enabled``; an index may be a vector, then so are value and ``enabled``."""
@@ -123,7 +124,7 @@ class Draft:
     def _write(self, array: str, is_add: bool, index: Any, value: Any, enabled: Array) -> None:
         index = index if isinstance(index, tuple) else (index,)
         self._written.add(array)
-        self._writes.append(Write(array, is_add, index, jnp.asarray(value, getattr(self._state, array).dtype), enabled))
+        self._writes.append(Write(array, is_add, index, jnp.asarray(value, self._dtype_of(array)), enabled))
 
     def finish(self) -> list[Write]:
         """The writes of this phase."""

@@ -1,4 +1,4 @@
-"""FLUSH: one flush request, delivered to every CPU it concerns; INVLPG: one page of a ranged one (docs/MODEL.md section 4)."""
+"""FLUSH: one flush request, delivered to every CPU it concerns, a few CPUs a visit; INVLPG: one page of a ranged one (docs/MODEL.md section 4)."""
 
 from __future__ import annotations
 
@@ -13,73 +13,83 @@ from lufjax.phases.draft import Draft
 
 MM, BATCH, LOCAL = range(3)
 """Kinds of request (``fl_batch``): an mm everywhere, whatever a CPU set has loaded, an mm on the initiator alone."""
+CPUS_A_VISIT = 8
 
 
 def flush(m: Draft, enabled: Array) -> None:
     """flush_tlb_mm_range or arch_tlbbatch_flush, delivery included: who is interrupted, what each CPU then does, what is counted."""
     r, rules = m.r, m.rules
-    num_cpus, cpus = m.shape.num_cpus, jnp.arange(m.shape.num_cpus)
+    start = enabled & (r.phase == Phase.FLUSH)
     is_batch, sender, mm = r.fl_batch == BATCH, r.fl_cpu, r.fl_mm
-    for_mm = enabled & ~is_batch
-    pages = r.fl_end - r.fl_start
-    is_all = (r.fl_end < 0) | (pages > rules.flush_ceiling)
-
+    for_mm = ~is_batch
+    is_all = (r.fl_end < 0) | (r.fl_end - r.fl_start > rules.flush_ceiling)
     row = m.get("mm", mm)
-    new_gen = row[st.TLB_GEN] + for_mm.astype(jnp.int32)
+    new_gen = row[st.TLB_GEN] + jnp.where(start & for_mm, 1, 0)
     mask = jnp.where(is_batch, m.fl_mask, m.get("cpumask", mm))
-    in_mask = cpumask.to_bits(mask, num_cpus)
-    rows = m.get("cpu")
-    loaded, lazy = rows[:, st.LOADED], rows[:, st.LAZY] == 1
-    remote = in_mask & (cpus != sender) & (r.fl_batch != LOCAL)
-    any_remote = remote.any()
-    m.count("nr_tlb_remote_flush", enabled & any_remote)
-
+    any_remote = ~cpumask.is_empty(mask & ~cpumask.single(sender, m.words)) & (r.fl_batch != LOCAL)
     keeps = rules.mask_on_switch == 1
     trims = for_mm & keeps & any_remote & (m.now >= row[st.NEXT_TRIM])
+    m.put_regs(start, fl_trim=trims, fl_sent=0)
+    m.count("nr_tlb_remote_flush", start & any_remote)
+
+    base = jnp.where(start, 0, r.fl_page)
+    cpus = base + jnp.arange(min(CPUS_A_VISIT, m.shape.num_cpus))
+    exists = cpus < m.shape.num_cpus
+    in_mask = cpumask.part(mask, base, cpus.shape[0]) & exists
+    rows = m.get("cpu", cpus)
+    loaded, lazy = rows[:, st.LOADED], rows[:, st.LAZY] == 1
+    remote = in_mask & (cpus != sender) & (r.fl_batch != LOCAL)
     awake = ~lazy | (rules.lazy_skip == 0)
-    wanted = (r.fl_tables == 1) | (awake & (~keeps | (loaded == mm) | trims))
+    wanted = (r.fl_tables == 1) | (awake & (~keeps | (loaded == mm) | (r.fl_trim == 1)))
     hit = enabled & remote & jnp.where(is_batch, awake, wanted)
-    sent = hit.sum(dtype=jnp.int32)
-    m.count("nr_tlb_remote_flush_received", enabled, sent)
-    m.add("received", (), hit.astype(jnp.int32), enabled)
-    for payer in Payer:
-        m.count(f"ipi_{payer.name.lower()}", enabled & (r.fl_payer == payer), sent)
+    _count_interrupts(m, cpus, hit, enabled)
 
     # What each CPU does with the request, for the mm it has loaded.
     target = jnp.where(is_batch, loaded, mm)
-    is_here = loaded == target
+    is_here = (loaded == target) & (loaded >= 0)
     target = jnp.maximum(target, 0)
-    acts = hit & is_here & (loaded >= 0)
+    acts = hit & is_here
     drops_mm = acts & lazy
+    is_local = enabled & in_mask & (cpus == sender) & is_here
     done = m.get("cpu_mm", cpus, target)
-    gens = jnp.where(for_mm & (target == mm), new_gen, m.get("mm", target, st.TLB_GEN))
+    gens = jnp.where(for_mm, new_gen, m.get("mm", target, st.TLB_GEN))
     is_behind = done[:, st.GEN_DONE] != gens
-    m.count("needless", enabled, (acts & ~lazy & ~is_behind).sum(dtype=jnp.int32))
-    is_local = enabled & in_mask & (cpus == sender) & is_here & (loaded >= 0)
     works = ((acts & ~lazy) | is_local) & is_behind
-    ranged = works & ~is_batch & ~is_all & (gens == done[:, st.GEN_DONE] + 1)
+    ranged = works & for_mm & ~is_all & (gens == done[:, st.GEN_DONE] + 1)
     full = works & ~ranged
-    new = jnp.stack([jnp.where(works, gens, done[:, st.GEN_DONE]), jnp.where(full, m.now, done[:, st.FLUSHED_AT])], -1)
-    m.put("cpu_mm", (cpus, target), new, works)
+    caught_up = jnp.stack([gens, jnp.where(full, m.now, done[:, st.FLUSHED_AT])], -1)
+    m.put("cpu_mm", (cpus, target), caught_up, works)
+    m.count("needless", enabled, (acts & ~lazy & ~is_behind).sum(dtype=jnp.int32))
     m.count("nr_tlb_local_flush_all", enabled, (full & is_local).sum(dtype=jnp.int32))
-    m.count("nr_tlb_local_flush_one", enabled, jnp.where((ranged & is_local).any(), pages, 0))
-
-    leaves = drops_mm | (hit & ~is_here & keeps & ~is_batch)
-    left_mm = jnp.where(is_batch, target, mm)
-    processes = jnp.arange(m.shape.num_processes)
-    gone = cpumask.from_bits(leaves[None, :] & (left_mm[None, :] == processes[:, None]), m.words)
-    m.put("cpumask", (), m.get("cpumask") & ~gone, leaves.any())
-    covers = full | (enabled & is_batch & in_mask)
+    m.count("nr_tlb_local_flush_one", (ranged & is_local).any(), r.fl_end - r.fl_start)
     m.put("cpu", (cpus, jnp.full_like(cpus, st.LOADED)), jnp.full_like(cpus, -1), drops_mm)
-    m.put("cpu", (cpus, jnp.full_like(cpus, st.COVERED)), jnp.full_like(cpus, m.r.unmap_clock), covers)
-    m.bump("unmap_clock", enabled & is_batch)
-    m.put("mm", (mm, st.TLB_GEN), new_gen, for_mm)
-    m.put("mm", (mm, st.VA_DEBT), 0, for_mm & is_all)
-    m.put("mm", (mm, st.NEXT_TRIM), m.now + rules.trim_period, trims)
+    covers = full | (enabled & is_batch & in_mask)
+    m.put("cpu", (cpus, jnp.full_like(cpus, st.COVERED)), jnp.full_like(cpus, r.unmap_clock), covers)
+    leaves = drops_mm | (hit & ~is_here & keeps & for_mm)
+    processes = jnp.arange(m.shape.num_processes)
+    gone = leaves[None, :] & (jnp.where(is_batch, target, mm)[None, :] == processes[:, None])
+    m.put("cpumask", (), m.get("cpumask") & ~cpumask.place(gone, base, m.words), leaves.any())
+    m.put("mm", (mm, st.TLB_GEN), new_gen, start & for_mm)
+    m.put("mm", (mm, st.VA_DEBT), 0, start & for_mm & is_all)
+    m.put("mm", (mm, st.NEXT_TRIM), m.now + rules.trim_period, start & trims)
 
-    m.set_mask("fl_ranged", cpumask.from_bits(ranged, m.words), enabled)
-    m.put_regs(enabled, fl_sent=sent, fl_page=r.fl_start)
-    m.goto(jnp.where(ranged.any(), Phase.INVLPG, r.fl_ret), enabled)
+    before = jnp.where(start, jnp.zeros_like(mask), m.fl_ranged)
+    m.set_mask("fl_ranged", before | cpumask.place(ranged, base, m.words), enabled)
+    is_last = base + cpus.shape[0] >= m.shape.num_cpus
+    m.bump("unmap_clock", enabled & is_batch & is_last)
+    m.put_regs(enabled, fl_page=jnp.where(is_last, r.fl_start, base + cpus.shape[0]))
+    then = jnp.where(cpumask.is_empty(m.fl_ranged), r.fl_ret, Phase.INVLPG)
+    m.goto(jnp.where(is_last, then, Phase.FLUSH_NEXT), enabled)
+
+
+def _count_interrupts(m: Draft, cpus: Array, hit: Array, enabled: Array) -> None:
+    """The TLB row of /proc/interrupts, by CPU and by who pays."""
+    sent = hit.sum(dtype=jnp.int32)
+    m.bump("fl_sent", enabled, sent)
+    m.count("nr_tlb_remote_flush_received", enabled, sent)
+    m.add("received", (cpus,), jnp.ones_like(cpus), hit)
+    for payer in Payer:
+        m.count(f"ipi_{payer.name.lower()}", enabled & (m.r.fl_payer == payer), sent)
 
 
 def invlpg(m: Draft, enabled: Array) -> None:
@@ -90,8 +100,10 @@ def invlpg(m: Draft, enabled: Array) -> None:
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         index = tlb.set_index(geometry, r.fl_page)
         tags = m.get(level, index, slice(None), slice(None), st.TAG)
-        kept = jnp.where(in_range[:, None] & (tags == tag), -1, tags)
-        m.put(level, (index, slice(None), slice(None), slice(st.TAG, st.TAG + 1)), kept[..., None], enabled)
+        drops = enabled & in_range[:, None] & (tags == tag)
+        cpus, ways = jnp.meshgrid(jnp.arange(m.shape.num_cpus), jnp.arange(geometry.ways), indexing="ij")
+        places = (jnp.full_like(cpus, index), cpus, ways, jnp.full_like(cpus, st.TAG))
+        m.put(level, places, jnp.full_like(tags, -1), drops)
     page = r.fl_page + 1
     m.put_regs(enabled, fl_page=page)
     m.goto(r.fl_ret, enabled & (page >= r.fl_end))

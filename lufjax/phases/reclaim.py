@@ -122,7 +122,7 @@ def unmap(m: Draft, enabled: Array) -> None:
     sites = m.get("un_sites")
     due = sites >= 0
     slot = jnp.argmax(due)
-    site = jnp.maximum(sites[slot], 0)
+    site = jnp.where(jnp.arange(due.shape[0]) == slot, jnp.maximum(sites, 0), 0).sum(dtype=jnp.int32)
     flushes = todo & due.any()
     m.put("un_sites", slot, -1, flushes)
     mm = lax.div(site, jnp.int32(m.shape.num_vpns))

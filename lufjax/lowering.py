@@ -1,0 +1,282 @@
+"""Translate a jaxpr of small integer arrays to LLVM: every element is a scalar, shapes exist only while translating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal, Primitive
+from llvmlite import ir
+
+I32, I64, BOOL = ir.IntType(32), ir.IntType(64), ir.IntType(1)
+
+read_p = Primitive("read")
+"""Reads an array of the machine: traced for the translation only, never run by XLA."""
+
+
+@read_p.def_abstract_eval
+def _read_shape(*index: Any, array: str, pattern: Any, size: Any, dtype: Any) -> Any:
+    dynamic = np.broadcast_shapes(*(i.shape for i in index)) if index else ()
+    kept = tuple(part[2] - part[1] for part in pattern if part[0] == "slice")
+    return jax.core.ShapedArray((*dynamic, *kept, *size[len(pattern) :]), dtype)
+
+
+def _type(dtype: Any) -> ir.IntType:
+    return BOOL if dtype == np.bool_ else I32
+
+
+def _constant(value: Any, dtype: Any) -> ir.Constant:
+    return ir.Constant(_type(dtype), int(value) if dtype == np.bool_ else int(np.int64(value)) & 0xFFFFFFFF)
+
+
+class Lowering:
+    """Translates equations into ``builder``; values are NumPy arrays of LLVM scalars."""
+
+    def __init__(self, builder: ir.IRBuilder, bases: ir.Value, numbers: dict[str, int]) -> None:
+        self.builder, self._bases, self._numbers = builder, bases, numbers
+        self._pointers: dict[str, ir.Value] = {}
+
+    def pointer(self, array: str) -> ir.Value:
+        """Base of an array of this machine."""
+        if array not in self._pointers:
+            self._pointers[array] = self.builder.load(self.builder.gep(self._bases, [I64(self._numbers[array])]))
+        return self._pointers[array]
+
+    def run(self, closed: ClosedJaxpr) -> list[np.ndarray]:
+        """Translate a closed jaxpr without arguments."""
+        consts = [_elements(np.asarray(c), np.asarray(c).dtype) for c in closed.consts]
+        return self._call(closed.jaxpr, consts, [])
+
+    def _call(self, jaxpr: Any, consts: list[np.ndarray], args: list[np.ndarray]) -> list[np.ndarray]:
+        known: dict[Any, np.ndarray] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+        def value(atom: Any) -> np.ndarray:
+            return _elements(np.asarray(atom.val), atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
+
+        for eqn in jaxpr.eqns:
+            outs = self._equation(eqn, [value(atom) for atom in eqn.invars])
+            known.update(zip(eqn.outvars, outs, strict=True))
+        return [value(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        name, params = eqn.primitive.name, eqn.params
+        if "jaxpr" in params and name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
+            inner = params["jaxpr"]
+            consts = [_elements(np.asarray(c), np.asarray(c).dtype) for c in inner.consts]
+            return self._call(inner.jaxpr, consts, args)
+        if name == "read":
+            return [self._read(args, **params)]
+        dtype_in = eqn.invars[0].aval.dtype if eqn.invars else eqn.outvars[0].aval.dtype
+        if name in _SHAPES:
+            return [_SHAPES[name](args, params, eqn.outvars[0].aval)]
+        if name in _REDUCTIONS:
+            return [self._fold(_REDUCTIONS[name], args[0], params["axes"], dtype_in)]
+        if name == "reduce":
+            return [self._fold(params["jaxpr"].eqns[0].primitive.name, args[0], params["dimensions"], dtype_in)]
+        if name in ("argmin", "argmax"):
+            return [self._arg(name, args[0], params["axes"], dtype_in)]
+        if name not in _SCALARS:
+            raise NotImplementedError(f"no translation of the operation {name}: {eqn}")
+        out = eqn.outvars[0].aval
+        spread = [np.broadcast_to(arg, out.shape) for arg in args]
+        result = np.empty(out.shape, object)
+        for place in np.ndindex(*out.shape):
+            result[place] = _SCALARS[name](self.builder, [arg[place] for arg in spread], dtype_in, out.dtype, params)
+        return [result]
+
+    def _fold(self, operation: str, arg: np.ndarray, axes: tuple[int, ...], dtype: Any) -> np.ndarray:
+        moved = np.moveaxis(arg, axes, range(len(axes)))
+        flat = moved.reshape(-1, *moved.shape[len(axes) :])
+        result = np.empty(flat.shape[1:], object)
+        for place in np.ndindex(*result.shape):
+            total = flat[(0, *place)]
+            for row in range(1, flat.shape[0]):
+                total = _SCALARS[operation](self.builder, [total, flat[(row, *place)]], dtype, dtype, {})
+            result[place] = total
+        return result
+
+    def _arg(self, name: str, arg: np.ndarray, axes: tuple[int, ...], dtype: Any) -> np.ndarray:
+        rows = np.moveaxis(arg, axes[0], 0)
+        result = np.empty(rows.shape[1:], object)
+        for place in np.ndindex(*result.shape):
+            best, index = rows[(0, *place)], ir.Constant(I32, 0)
+            for row in range(1, rows.shape[0]):
+                compare = "lt" if name == "argmin" else "gt"
+                better = _SCALARS[compare](self.builder, [rows[(row, *place)], best], dtype, np.bool_, {})
+                best = self.builder.select(better, rows[(row, *place)], best)
+                index = self.builder.select(better, ir.Constant(I32, row), index)
+            result[place] = index
+        return result
+
+    def _read(self, index: list[np.ndarray], array: str, pattern: Any, size: Any, dtype: Any) -> np.ndarray:
+        dynamic = np.broadcast_shapes(*(i.shape for i in index)) if index else ()
+        clamped = [np.broadcast_to(self._clamp(i, n), dynamic) for i, n in zip(index, _dynamic_sizes(pattern, size), strict=True)]
+        kept = [range(part[1], part[2]) for part in pattern if part[0] == "slice"] + [range(n) for n in size[len(pattern) :]]
+        result = np.empty((*dynamic, *(len(r) for r in kept)), object)
+        for place in np.ndindex(*dynamic):
+            for inner in np.ndindex(*(len(r) for r in kept)):
+                chosen = [r[i] for r, i in zip(kept, inner, strict=True)]
+                result[(*place, *inner)] = self.builder.load(self.address(array, pattern, size, [c[place] for c in clamped], chosen))
+        return result
+
+    def _clamp(self, index: np.ndarray, size: int) -> np.ndarray:
+        result = np.empty(index.shape, object)
+        for place in np.ndindex(*index.shape):
+            value = index[place]
+            if not isinstance(value, ir.Constant):
+                is_negative = self.builder.icmp_signed("<", value, I32(0))
+                value = self.builder.select(is_negative, I32(0), value)
+                value = self.builder.select(self.builder.icmp_signed(">=", value, I32(size)), I32(size - 1), value)
+            result[place] = value
+        return result
+
+    def address(self, array: str, pattern: Any, size: Any, dynamic: list[ir.Value], kept: list[int]) -> ir.Value:
+        """Address of one element: ``pattern`` says which dimensions are indexed by values, by constants, or by ``kept``."""
+        rest, inner, constant, offset = iter(dynamic), iter(kept), 0, None
+        for dimension, n in enumerate(size):
+            part = pattern[dimension] if dimension < len(pattern) else ("slice",)
+            stride = int(np.prod(size[dimension + 1 :], dtype=np.int64))
+            if part[0] == "dynamic":
+                term = self.builder.mul(self.builder.sext(next(rest), I64), I64(stride))
+                offset = term if offset is None else self.builder.add(offset, term)
+            else:
+                constant += (part[1] if part[0] == "static" else next(inner)) * stride
+            del n
+        total = I64(constant) if offset is None else self.builder.add(offset, I64(constant))
+        return self.builder.gep(self.pointer(array), [total], inbounds=True)
+
+
+def _dynamic_sizes(pattern: Any, size: Any) -> list[int]:
+    return [n for part, n in zip(pattern, size, strict=False) if part[0] == "dynamic"]
+
+
+def emit_writes(lowering: Lowering, flat: list[np.ndarray], targets: list[Any], closed: ClosedJaxpr, arrays: dict[str, Any]) -> None:
+    """Store each write where it is enabled. ``flat`` holds, write by write: dynamic indices, value, enabled."""
+    rest = iter(zip(flat, closed.out_avals, strict=True))
+    for array, is_add, index in targets:
+        size, _ = arrays[array]
+        dynamic = [next(rest)[0] for part in index if part is None]
+        (value, _), (enabled, _) = next(rest), next(rest)
+        pattern = tuple(("dynamic",) if part is None else ("slice", *part.indices(n)[:2]) for part, n in zip(index, size, strict=False))
+        outer = np.broadcast_shapes(enabled.shape, *(d.shape for d in dynamic))
+        kept = [range(part[1], part[2]) for part in pattern if part[0] == "slice"] + [range(n) for n in size[len(pattern) :]]
+        window = (*outer, *(len(r) for r in kept))
+        value = np.broadcast_to(value.reshape(value.shape + (1,) * (len(window) - value.ndim)), window)
+        for place in np.ndindex(*outer):
+            predicate = np.broadcast_to(enabled, outer)[place]
+            chosen_index = [np.broadcast_to(d, outer)[place] for d in dynamic]
+            _store(lowering, array, pattern, size, chosen_index, kept, value[place], predicate, is_add)
+
+
+def _store(
+    lowering: Lowering, array: str, pattern: Any, size: Any, dynamic: list[ir.Value], kept: list[range], value: Any, predicate: ir.Value,
+    is_add: bool,
+) -> None:  # fmt: skip
+    def body() -> None:
+        for inner in np.ndindex(*(len(r) for r in kept)):
+            place = lowering.address(array, pattern, size, dynamic, [r[i] for r, i in zip(kept, inner, strict=True)])
+            new = value[inner] if kept else value
+            new = new if isinstance(new, ir.Value) else new.item()
+            lowering.builder.store(lowering.builder.add(lowering.builder.load(place), new) if is_add else new, place)
+
+    lowering.pointer(array)
+    if isinstance(predicate, ir.Constant):
+        if predicate.constant:
+            body()
+        return
+    with lowering.builder.if_then(predicate):
+        body()
+
+
+def _elements(value: np.ndarray, dtype: Any) -> np.ndarray:
+    result = np.empty(value.shape, object)
+    for place in np.ndindex(*value.shape):
+        result[place] = _constant(value[place], np.dtype(dtype))
+    return result
+
+
+def _binary(operation: str) -> Callable[..., ir.Value]:
+    return lambda b, args, dtype_in, dtype_out, params: getattr(b, operation)(*args)
+
+
+def _compare(operator: str) -> Callable[..., ir.Value]:
+    def emit(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+        return (b.icmp_signed if dtype_in == np.int32 else b.icmp_unsigned)(operator, *args)
+
+    return emit
+
+
+def _extreme(operator: str) -> Callable[..., ir.Value]:
+    def emit(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+        compare = b.icmp_signed if dtype_in == np.int32 else b.icmp_unsigned
+        return b.select(compare(operator, *args), *args)
+
+    return emit
+
+
+def _convert(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+    if dtype_in == dtype_out or (dtype_in != np.bool_ and dtype_out != np.bool_):
+        return args[0]
+    return b.zext(args[0], I32) if dtype_in == np.bool_ else b.icmp_signed("!=", args[0], I32(0))
+
+
+def _division(signed: str, unsigned: str) -> Callable[..., ir.Value]:
+    return lambda b, args, dtype_in, dtype_out, params: getattr(b, signed if dtype_in == np.int32 else unsigned)(*args)
+
+
+def _clz(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+    return b.ctlz(args[0], BOOL(0))
+
+
+def _sign(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+    is_negative, is_zero = b.icmp_signed("<", args[0], I32(0)), b.icmp_signed("==", args[0], I32(0))
+    return b.select(is_negative, I32(0xFFFFFFFF), b.select(is_zero, I32(0), I32(1)))
+
+
+_SCALARS: dict[str, Callable[..., ir.Value]] = {
+    "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "and": _binary("and_"), "or": _binary("or_"), "xor": _binary("xor"),
+    "not": _binary("not_"), "neg": _binary("neg"), "shift_left": _binary("shl"), "shift_right_logical": _binary("lshr"),
+    "shift_right_arithmetic": _binary("ashr"), "div": _division("sdiv", "udiv"), "rem": _division("srem", "urem"), "clz": _clz, "sign": _sign,
+    "eq": _compare("=="), "ne": _compare("!="), "lt": _compare("<"), "le": _compare("<="), "gt": _compare(">"), "ge": _compare(">="),
+    "max": _extreme(">"), "min": _extreme("<"), "convert_element_type": _convert,
+    "select_n": lambda b, args, dtype_in, dtype_out, params: b.select(args[0], args[2], args[1]),
+    "clamp": lambda b, args, dtype_in, dtype_out, params: _extreme("<")(
+        b, [_extreme(">")(b, args[:2], dtype_out, dtype_out, {}), args[2]], dtype_out, dtype_out, {}
+    ),
+}  # fmt: skip
+_REDUCTIONS = {"reduce_sum": "add", "reduce_or": "or", "reduce_and": "and", "reduce_max": "max", "reduce_min": "min"}
+
+
+def _broadcast(args: list[np.ndarray], params: Any, out: Any) -> np.ndarray:
+    shape = [1] * len(out.shape)
+    for axis, dimension in enumerate(params["broadcast_dimensions"]):
+        shape[dimension] = args[0].shape[axis]
+    return np.broadcast_to(args[0].reshape(shape), out.shape)
+
+
+def _slice(args: list[np.ndarray], params: Any, out: Any) -> np.ndarray:
+    strides = params["strides"] or (1,) * args[0].ndim
+    return args[0][tuple(slice(a, b, c) for a, b, c in zip(params["start_indices"], params["limit_indices"], strides, strict=True))]
+
+
+def _iota(args: list[np.ndarray], params: Any, out: Any) -> np.ndarray:
+    shape = [1] * len(out.shape)
+    shape[params["dimension"]] = out.shape[params["dimension"]]
+    return _elements(np.broadcast_to(np.arange(out.shape[params["dimension"]]).reshape(shape), out.shape), out.dtype)
+
+
+_SHAPES: dict[str, Callable[[list[np.ndarray], Any, Any], np.ndarray]] = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": lambda args, params, out: args[0].reshape(out.shape),
+    "squeeze": lambda args, params, out: args[0].reshape(out.shape),
+    "expand_dims": lambda args, params, out: args[0].reshape(out.shape),
+    "transpose": lambda args, params, out: args[0].transpose(params["permutation"]),
+    "concatenate": lambda args, params, out: np.concatenate(args, params["dimension"]),
+    "stack": lambda args, params, out: np.stack(args, params["axis"]),
+    "slice": _slice,
+    "iota": _iota,
+    "copy": lambda args, params, out: args[0],
+    "stop_gradient": lambda args, params, out: args[0],
+}

@@ -1,0 +1,203 @@
+"""Compile the phase kernels for one CPU core: trace each kernel for one machine, translate it to LLVM, run lane by lane.
+
+The kernels are the ones that XLA runs (``rollout.py``); this is a second way to execute the same jaxprs, bit for bit. A kernel is a
+straight line of small integer operations between reads and predicated writes, so every value becomes scalars in registers, and a machine
+runs from event to event with real branches between phases. Needs ``llvmlite``; no C compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+
+from lufjax import state as st
+from lufjax.lowering import Lowering, emit_writes, read_p
+from lufjax.params import MachineParams, MachineShape
+from lufjax.phases import GROUPS, Phase
+from lufjax.phases.draft import Draft
+from lufjax.policy import FlushPolicy
+from lufjax.rollout import KERNELS
+from lufjax.state import MachineState, init_state
+from lufjax.trace import EMPTY_TRACE
+
+I32, I64, BOOL = ir.IntType(32), ir.IntType(64), ir.IntType(1)
+POINTER = I32.as_pointer()
+NUM_PARAMS = len(MachineParams._fields) - 1 + len(FlushPolicy._fields)
+
+
+@dataclass(frozen=True)
+class NativeProgram:
+    """A compiled machine: ``run(bases, strides, num_arrays, lanes...)``; keep ``engine`` alive as long as it is called."""
+
+    engine: Any
+    run: Callable[..., int]
+
+
+def trace_kernel(group: str, shape: MachineShape, arrays: dict[str, tuple[tuple[int, ...], Any]]) -> tuple[Any, list[Any]]:
+    """The jaxpr of one phase kernel on one machine, and what each of its writes addresses."""
+    targets: list[Any] = []
+
+    def read(array: str, index: tuple[Any, ...]) -> jax.Array:
+        size, dtype = arrays[array]
+        dynamic = [jnp.asarray(i, jnp.int32) for i in index if not isinstance(i, int | slice)]
+        pattern = tuple(
+            ("static", int(i)) if isinstance(i, int) else ("slice", *i.indices(n)[:2]) if isinstance(i, slice) else ("dynamic",)
+            for i, n in zip(index, size, strict=False)
+        )
+        return read_p.bind(*dynamic, array=array, pattern=pattern, size=size, dtype=np.dtype(dtype))
+
+    def kernel() -> list[Any]:
+        fields = [jnp.int32(0)] * NUM_PARAMS
+        for column in range(NUM_PARAMS):
+            fields[column] = read("params", (column,))
+        own = len(MachineParams._fields) - 1
+        params = MachineParams(*fields[:own], policy=FlushPolicy(*fields[own:]))
+        draft = Draft(shape, params, read, lambda array: arrays[array][1])
+        KERNELS[group](draft, jnp.bool_(True))
+        writes = draft.finish()
+        targets.clear()
+        targets.extend((w.array, w.is_add, tuple(i if isinstance(i, slice) else None for i in w.index)) for w in writes)
+        return [([jnp.asarray(i, jnp.int32) for i in w.index if not isinstance(i, slice)], w.value, w.enabled) for w in writes]
+
+    return jax.make_jaxpr(kernel)(), targets
+
+
+def lane_arrays(state: MachineState) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of each array of one lane, of the parameters and of the trace, from a state without a lane axis."""
+    arrays = {name: (tuple(np.shape(value)), np.asarray(value).dtype) for name, value in state._asdict().items()}
+    return arrays | {"params": ((NUM_PARAMS,), np.int32), "events": ((1 << 30, 4), np.int32)}
+
+
+def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> ir.Module:
+    """One function a kernel, and ``run_lanes``, which walks lanes from event to event."""
+    module = ir.Module(name="lufjax")
+    numbers = {name: number for number, name in enumerate(arrays)}
+    kernels = {}
+    for group in program:
+        closed, targets = trace_kernel(group, shape, arrays)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer()]), name=f"kernel_{group}")
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        lowering = Lowering(builder, function.args[0], numbers)
+        emit_writes(lowering, lowering.run(closed), targets, closed, arrays)
+        lowering.builder.ret_void()
+        kernels[group] = function
+    _emit_loop(module, program, kernels, numbers)
+    return module
+
+
+def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.Function], numbers: dict[str, int]) -> None:
+    """``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``: returns lanes that met an uncompiled phase."""
+    pointers = POINTER.as_pointer()
+    signature = ir.FunctionType(I32, [pointers, I64.as_pointer(), POINTER, I64, POINTER, I64, I64])
+    function = ir.Function(module, signature, name="run_lanes")
+    bases, strides, trace_index, trace_stride, stops, begin, end = function.args
+    entry, head, body, step, dispatch, missing, next_lane, leave = (
+        function.append_basic_block(name) for name in ("entry", "head", "body", "step", "dispatch", "missing", "next", "leave")
+    )
+    b = ir.IRBuilder(entry)
+    own = b.alloca(POINTER, size=I64(len(numbers)))
+    lane_at, bad = b.alloca(I64), b.alloca(I32)
+    b.store(begin, lane_at)
+    b.store(I32(0), bad)
+    b.branch(head)
+    b.position_at_end(head)
+    lane = b.load(lane_at)
+    b.cbranch(b.icmp_signed("<", lane, end), body, leave)
+    b.position_at_end(body)
+    for name, number in numbers.items():
+        row = b.sext(b.load(b.gep(trace_index, [lane])), I64) if name == "events" else lane
+        stride = trace_stride if name == "events" else b.load(b.gep(strides, [I64(number)]))
+        base = b.load(b.gep(bases, [I64(number)]))
+        b.store(b.gep(base, [b.mul(row, stride)]), b.gep(own, [I64(number)]))
+    stop = b.load(b.gep(stops, [lane]))
+    flow = b.load(b.gep(own, [I64(numbers["flow"])]))
+    b.branch(step)
+    b.position_at_end(step)
+    phase = b.load(b.gep(flow, [I64(st.BANK_OF["phase"][1])]))
+    cursor = b.load(b.gep(flow, [I64(st.BANK_OF["cursor"][1])]))
+    between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
+    b.cbranch(b.and_(between, b.icmp_signed(">=", cursor, stop)), next_lane, dispatch)
+    b.position_at_end(dispatch)
+    switch = b.switch(phase, missing)
+    for group in program:
+        block = function.append_basic_block(f"run_{group}")
+        c = ir.IRBuilder(block)
+        c.call(kernels[group], [own])
+        c.branch(step)
+        for code in GROUPS[group]:
+            switch.add_case(I32(code), block)
+    b.position_at_end(missing)
+    b.store(b.add(b.load(bad), I32(1)), bad)
+    b.branch(next_lane)
+    b.position_at_end(next_lane)
+    b.store(b.add(b.load(lane_at), I64(1)), lane_at)
+    b.branch(head)
+    b.position_at_end(leave)
+    b.ret(b.load(bad))
+
+
+@lru_cache(maxsize=32)
+def compile_program(shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> NativeProgram:
+    """Compile for this machine's CPU."""
+    module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+    parsed = llvm.parse_assembly(str(module))
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    passes = llvm.create_pass_builder(target, options)
+    passes.getModulePassManager().run(parsed, passes)
+    engine = llvm.create_mcjit_compiler(parsed, target)
+    engine.finalize_object()
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, pointer, long, pointer, long, long)
+    return NativeProgram(engine, prototype(engine.get_function_address("run_lanes")))
+
+
+def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:
+    """The compiled program of a shape; compiled once in a process."""
+    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE))
+    return compile_program(shape, program, tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in arrays.items()))
+
+
+def run_block(
+    compiled: NativeProgram, params: MachineParams, state: MachineState, events: jax.Array, trace_index: jax.Array, stop: jax.Array
+) -> MachineState:  # fmt: skip
+    """Run every lane of a block to its stop, in place: the arrays of ``state`` are changed. Releases the GIL.
+
+    Raises:
+        RuntimeError: a lane needs a phase that its operations did not announce.
+    """
+    packed = np.ascontiguousarray(np.stack([np.asarray(leaf, np.int32) for leaf in [*params[:-1], *params.policy]], -1))
+    arrays = [*(jax.block_until_ready(leaf) for leaf in state), packed, events]
+    bases = (ctypes.c_void_p * len(arrays))(*(_address(array) for array in arrays))
+    strides = (ctypes.c_int64 * len(arrays))(*(math.prod(array.shape[1:]) for array in arrays))
+    bad = compiled.run(
+        ctypes.addressof(bases), ctypes.addressof(strides), _address(trace_index), math.prod(events.shape[1:]), _address(stop), 0, len(packed)
+    )
+    if bad:
+        raise RuntimeError(f"{bad} lanes met a phase that is not compiled in")
+    return state
+
+
+def _address(array: Any) -> int:
+    return array.unsafe_buffer_pointer() if isinstance(array, jax.Array) else array.ctypes.data
+
+
+assert len(list(itertools.chain(*GROUPS.values()))) == len(Phase)
