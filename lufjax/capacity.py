@@ -13,9 +13,9 @@ from lufjax.settings import RunConfig
 from lufjax.store import lane_bytes
 
 BASE_BYTES = 700 * 2**20
-"""Python, JAX, the compiler and one compiled program; measured, rounded up."""
+"""Python, JAX and compiled programs: an allowance, about 500 MiB were seen."""
 STATE_COPIES = 2
-"""The state of the lanes of a chunk, and one copy while it is made and handed over."""
+"""The state of the lanes in memory at a time, and one copy while it is made and handed over."""
 MIB = 2**20
 
 
@@ -38,10 +38,20 @@ def need(config: RunConfig, groups: Sequence[Group], bytes_per_lane: Callable[[M
     """Estimate the peak: the largest chunk, its traces beside the cached ones, and all results in memory at the end."""
     lanes = [bytes_per_lane(group.shape) for group in groups]
     samples = len(config.sample_points)
-    chunk = max(min(config.engine.chunk_lanes, group.num_lanes) * size for group, size in zip(groups, lanes, strict=True))
+    at_once = lanes_at_once(config)
+    chunk = max(min(at_once, config.engine.chunk_lanes, group.num_lanes) * size for group, size in zip(groups, lanes, strict=True))
     traces = max(min(len(group.trace_keys), config.engine.chunk_lanes) * group.trace_bytes for group in groups)
     results = sum(group.num_lanes * lane_bytes(samples, group.shape.num_cpus) for group in groups)
     return Need(STATE_COPIES * chunk, 2 * traces + config.engine.trace_cache_mib * MIB, 2 * results, max(lanes), min(lanes))
+
+
+def lanes_at_once(config: RunConfig) -> int:
+    """Lanes whose state is in memory at a time."""
+    from lufjax import engine
+
+    if engine.resolve_backend(config.engine.backend) == "xla":
+        return config.engine.chunk_lanes
+    return (config.engine.block_lanes or engine.NATIVE_BLOCK_LANES) * (config.engine.num_devices or engine.num_cores())
 
 
 def refuse_if_too_large(config: RunConfig, needed: Need, limit: int) -> None:

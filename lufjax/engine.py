@@ -14,7 +14,6 @@ from threading import Event, Lock
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -24,9 +23,9 @@ from lufjax import state as st
 from lufjax.events import ANON, FIRST_PAGE, IDLE, OP, Op
 from lufjax.faults import EngineFault
 from lufjax.params import MachineParams, MachineShape
+from lufjax.policy import FlushPolicy
 from lufjax.snapshot import snapshot
 from lufjax.state import MachineState, bytes_of, init_state
-from lufjax.policy import FlushPolicy
 from lufjax.trace import EMPTY_TRACE, Trace
 
 LANES = "lanes"
@@ -325,13 +324,15 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     def need(bad: np.ndarray, field: str, values: np.ndarray, allowed: str) -> None:
         if bad.any():
             row = int(np.argmax(bad))
-            raise ValueError(f"event {row + 1} ({Op(int(op[row])).name if op[row] in set(Op) else op[row]}): {field}={values[row]}: allowed are {allowed}")
+            name = Op(int(op[row])).name if op[row] in set(Op) else op[row]
+            raise ValueError(f"event {row + 1} ({name}): {field}={values[row]}: allowed are {allowed}")
 
     need((cpu < 0) | (cpu >= shape.num_cpus), "cpu", cpu, f"0 to {shape.num_cpus - 1}")
     need(~np.isin(op, list(Op)), "op", op, f"0 to {max(Op)}")
     need((vpn < 0) | (vpn >= shape.num_vpns), "vpn", vpn, f"0 to {shape.num_vpns - 1}")
     need(is_access & (repeat < 1), "repeat", repeat, "1 or more")
-    need((op == Op.MMAP) & ((arg < ANON) | (arg >= shape.num_file_pages)), "arg", arg, f"{ANON} (anonymous) or a file page below {shape.num_file_pages}")
+    is_mmap, files = op == Op.MMAP, shape.num_file_pages
+    need(is_mmap & ((arg < ANON) | (arg >= files)), "arg", arg, f"{ANON} (anonymous) or a file page below {files}")
     need((op == Op.MMAP) & ((vma >= shape.num_vmas) | (repeat < 0)), "repeat", repeat, f"a VMA id below {shape.num_vmas}")
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
     need((op == Op.GATHER_FINISH) & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")

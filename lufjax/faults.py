@@ -11,14 +11,12 @@ class Fault(enum.IntFlag):
     RMAP_FULL = 1
     GATHER_FULL = 2
     ANON_POOL_EMPTY = 4
-    BAD_EVENT = 8
 
 
 ADVICE = {
     Fault.RMAP_FULL: "more PTEs map one frame than machine.rmap_slots allows",
     Fault.GATHER_FULL: "one mapping call covers more pages than machine.gather_slots allows",
     Fault.ANON_POOL_EMPTY: "more anonymous pages are mapped than machine.num_anon allows",
-    Fault.BAD_EVENT: "an event row names a CPU, operation, page, backing or VMA outside the machine",
 }
 
 

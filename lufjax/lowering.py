@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Literal, Primitive
 from llvmlite import ir
 
 I32, I64, BOOL = ir.IntType(32), ir.IntType(64), ir.IntType(1)
+Value = Any
+"""An LLVM scalar; llvmlite's builder methods are typed too loosely to say so."""
 
 read_p = Primitive("read")
 """Reads an array of the machine: traced for the translation only, never run by XLA."""
@@ -20,7 +22,7 @@ read_p = Primitive("read")
 def _read_shape(*index: Any, array: str, pattern: Any, size: Any, dtype: Any) -> Any:
     dynamic = np.broadcast_shapes(*(i.shape for i in index)) if index else ()
     kept = tuple(part[2] - part[1] for part in pattern if part[0] == "slice")
-    return jax.core.ShapedArray((*dynamic, *kept, *size[len(pattern) :]), dtype)
+    return ShapedArray((*dynamic, *kept, *size[len(pattern) :]), dtype)
 
 
 def _type(dtype: Any) -> ir.IntType:
@@ -34,11 +36,11 @@ def _constant(value: Any, dtype: Any) -> ir.Constant:
 class Lowering:
     """Translates equations into ``builder``; values are NumPy arrays of LLVM scalars."""
 
-    def __init__(self, builder: ir.IRBuilder, bases: ir.Value, numbers: dict[str, int]) -> None:
+    def __init__(self, builder: Any, bases: Value, numbers: dict[str, int]) -> None:
         self.builder, self._bases, self._numbers = builder, bases, numbers
-        self._pointers: dict[str, ir.Value] = {}
+        self._pointers: dict[str, Value] = {}
 
-    def pointer(self, array: str) -> ir.Value:
+    def pointer(self, array: str) -> Value:
         """Base of an array of this machine."""
         if array not in self._pointers:
             self._pointers[array] = self.builder.load(self.builder.gep(self._bases, [I64(self._numbers[array])]))
@@ -53,7 +55,7 @@ class Lowering:
         known: dict[Any, np.ndarray] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
         def value(atom: Any) -> np.ndarray:
-            return _elements(np.asarray(atom.val), atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
+            return _elements(np.asarray(atom.val), np.asarray(atom.val).dtype) if isinstance(atom, Literal) else known[atom]
 
         for eqn in jaxpr.eqns:
             outs = self._equation(eqn, [value(atom) for atom in eqn.invars])
@@ -73,6 +75,8 @@ class Lowering:
             return [_SHAPES[name](args, params, eqn.outvars[0].aval)]
         if name in _REDUCTIONS:
             return [self._fold(_REDUCTIONS[name], args[0], params["axes"], dtype_in)]
+        if name == "unstack":
+            return [np.asarray(part, object) for part in np.moveaxis(args[0], params["axis"], 0)]
         if name == "reduce":
             return [self._fold(params["jaxpr"].eqns[0].primitive.name, args[0], params["dimensions"], dtype_in)]
         if name in ("argmin", "argmax"):
@@ -132,18 +136,18 @@ class Lowering:
             result[place] = value
         return result
 
-    def address(self, array: str, pattern: Any, size: Any, dynamic: list[ir.Value], kept: list[int]) -> ir.Value:
+    def address(self, array: str, pattern: Any, size: Any, dynamic: Any, kept: list[int]) -> Value:
         """Address of one element: ``pattern`` says which dimensions are indexed by values, by constants, or by ``kept``."""
-        rest, inner, constant, offset = iter(dynamic), iter(kept), 0, None
-        for dimension, n in enumerate(size):
-            part = pattern[dimension] if dimension < len(pattern) else ("slice",)
+        rest, inner, offset = iter(dynamic), iter(kept), None
+        constant: Any = 0
+        for dimension in range(len(size)):
+            part: Any = pattern[dimension] if dimension < len(pattern) else ("slice",)
             stride = int(np.prod(size[dimension + 1 :], dtype=np.int64))
             if part[0] == "dynamic":
                 term = self.builder.mul(self.builder.sext(next(rest), I64), I64(stride))
                 offset = term if offset is None else self.builder.add(offset, term)
             else:
                 constant += (part[1] if part[0] == "static" else next(inner)) * stride
-            del n
         total = I64(constant) if offset is None else self.builder.add(offset, I64(constant))
         return self.builder.gep(self.pointer(array), [total], inbounds=True)
 
@@ -159,7 +163,7 @@ def emit_writes(lowering: Lowering, flat: list[np.ndarray], targets: list[Any], 
         size, _ = arrays[array]
         dynamic = [next(rest)[0] for part in index if part is None]
         (value, _), (enabled, _) = next(rest), next(rest)
-        pattern = tuple(("dynamic",) if part is None else ("slice", *part.indices(n)[:2]) for part, n in zip(index, size, strict=False))
+        pattern: Any = tuple(("dynamic",) if part is None else ("slice", *part.indices(n)[:2]) for part, n in zip(index, size, strict=False))
         outer = np.broadcast_shapes(enabled.shape, *(d.shape for d in dynamic))
         kept = [range(part[1], part[2]) for part in pattern if part[0] == "slice"] + [range(n) for n in size[len(pattern) :]]
         window = (*outer, *(len(r) for r in kept))
@@ -171,7 +175,7 @@ def emit_writes(lowering: Lowering, flat: list[np.ndarray], targets: list[Any], 
 
 
 def _store(
-    lowering: Lowering, array: str, pattern: Any, size: Any, dynamic: list[ir.Value], kept: list[range], value: Any, predicate: ir.Value,
+    lowering: Lowering, array: str, pattern: Any, size: Any, dynamic: Any, kept: list[range], value: Any, predicate: Any,
     is_add: bool,
 ) -> None:  # fmt: skip
     def body() -> None:
@@ -197,45 +201,45 @@ def _elements(value: np.ndarray, dtype: Any) -> np.ndarray:
     return result
 
 
-def _binary(operation: str) -> Callable[..., ir.Value]:
+def _binary(operation: str) -> Callable[..., Value]:
     return lambda b, args, dtype_in, dtype_out, params: getattr(b, operation)(*args)
 
 
-def _compare(operator: str) -> Callable[..., ir.Value]:
-    def emit(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+def _compare(operator: str) -> Callable[..., Value]:
+    def emit(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
         return (b.icmp_signed if dtype_in == np.int32 else b.icmp_unsigned)(operator, *args)
 
     return emit
 
 
-def _extreme(operator: str) -> Callable[..., ir.Value]:
-    def emit(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+def _extreme(operator: str) -> Callable[..., Value]:
+    def emit(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
         compare = b.icmp_signed if dtype_in == np.int32 else b.icmp_unsigned
         return b.select(compare(operator, *args), *args)
 
     return emit
 
 
-def _convert(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+def _convert(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
     if dtype_in == dtype_out or (dtype_in != np.bool_ and dtype_out != np.bool_):
         return args[0]
     return b.zext(args[0], I32) if dtype_in == np.bool_ else b.icmp_signed("!=", args[0], I32(0))
 
 
-def _division(signed: str, unsigned: str) -> Callable[..., ir.Value]:
+def _division(signed: str, unsigned: str) -> Callable[..., Value]:
     return lambda b, args, dtype_in, dtype_out, params: getattr(b, signed if dtype_in == np.int32 else unsigned)(*args)
 
 
-def _clz(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+def _clz(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
     return b.ctlz(args[0], BOOL(0))
 
 
-def _sign(b: ir.IRBuilder, args: list[ir.Value], dtype_in: Any, dtype_out: Any, params: Any) -> ir.Value:
+def _sign(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
     is_negative, is_zero = b.icmp_signed("<", args[0], I32(0)), b.icmp_signed("==", args[0], I32(0))
     return b.select(is_negative, I32(0xFFFFFFFF), b.select(is_zero, I32(0), I32(1)))
 
 
-_SCALARS: dict[str, Callable[..., ir.Value]] = {
+_SCALARS: dict[str, Callable[..., Value]] = {
     "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "and": _binary("and_"), "or": _binary("or_"), "xor": _binary("xor"),
     "not": _binary("not_"), "neg": _binary("neg"), "shift_left": _binary("shl"), "shift_right_logical": _binary("lshr"),
     "shift_right_arithmetic": _binary("ashr"), "div": _division("sdiv", "udiv"), "rem": _division("srem", "urem"), "clz": _clz, "sign": _sign,

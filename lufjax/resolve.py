@@ -74,7 +74,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     mapping = to_mapping(config)
     for key in ("outputs", "run_dir", "resume", "figures", "cost"):
         del mapping[key]
-    for key in ("block_lanes", "num_devices", "memory_percent", "trace_cache_mib"):
+    for key in ("backend", "block_lanes", "num_devices", "memory_percent", "trace_cache_mib"):
         del mapping["engine"][key]
     return mapping
 

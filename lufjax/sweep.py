@@ -85,6 +85,7 @@ def simulate_lanes(config: RunConfig, group: Group, source: TraceSource, lanes: 
             sample_points=config.sample_points,
             block_lanes=config.engine.block_lanes,
             num_devices=config.engine.num_devices,
+            backend=config.engine.backend,
             progress=lambda events, of: report(events / of),
         )
     except EngineFault as fault:

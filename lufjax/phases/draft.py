@@ -40,6 +40,9 @@ class Scalars:
     """The scalars of a machine by name; a bank is read when one of its scalars is first used, and written back if one was set."""
 
     def __init__(self, read: Callable[[str], Array]) -> None:
+        self._read: Callable[[str], Array]
+        self._values: dict[str, Array]
+        self._dirty: list[str]
         object.__setattr__(self, "_read", read)
         object.__setattr__(self, "_values", {})
         object.__setattr__(self, "_dirty", [])
@@ -142,7 +145,8 @@ class Draft:
 
     def count(self, name: str, enabled: Array, amount: Array | int = 1) -> None:
         """Add ``amount`` to a counter."""
-        self._counts[name] = self._counts.get(name, jnp.int32(0)) + jnp.where(enabled, amount, 0).astype(jnp.int32)
+        added = jnp.where(enabled, amount, 0).astype(jnp.int32)
+        self._counts[name] = self._counts[name] + added if name in self._counts else added
 
     def tally(self, name: str, value: Array, enabled: Array, amount: Array | int = 1) -> None:
         """Add ``amount`` to the log2 bucket of ``value`` in a histogram."""

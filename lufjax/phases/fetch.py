@@ -11,7 +11,6 @@ from lufjax.kernels import tlb
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
 
-
 NO_BACKING = -9
 """Names no content at all: a store through it overwrites somebody's bytes."""
 

@@ -1,8 +1,9 @@
 """``replay``: a recorded program (docs/TRACES.md) on many CPUs.
 
-Copies of the recording run side by side, each from its own start: ``threads`` as threads of one process, every copy in its own
-range of vpns; ``rate`` as processes. File pages are shared. Within a copy the recorded order is kept, among copies it is
-seeded. At the end of the recording a copy unmaps everything in one call, maps what was mapped at the start, and begins again.
+Copies of the recording run side by side, each from its own start: ``threads`` as threads of one process, which share the lasting
+read-only file mappings and have the rest in vpns of their own; ``rate`` as processes. File pages are shared. Within a copy the
+recorded order is kept, among copies it is seeded. At the end of the recording a copy unmaps everything of its own in one call, maps
+what was mapped at the start, and begins again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from lufjax.workloads.interleave import Script, rows_between_ticks, rows_needed
 from lufjax.workloads.layout import Workload, run_scripts
 from lufjax.workloads.options import SKEW, TICK_PERIOD, Option
 from lufjax.workloads.recording import Recording, read_recording
+from lufjax.workloads.replay_layout import most_mappers, shared_pages, vpns_of_threads
 
 TRACES = Path(__file__).parent / "traces"
 OPTIONS = {
-    "path": Option("sqlite_index", "a recording that comes with lufjax, or a NetCDF file (docs/TRACES.md)"),
+    "path": Option("table_lookup", "a recording that comes with lufjax, or a NetCDF file (docs/TRACES.md)"),
     "mode": Option("threads", "copies are threads of one process, or processes", choices=("threads", "rate")),
     "copies": Option(0, "copies of the recording; 0: as many as there are CPUs for", 0, 256),
     "share_files": Option(True, "copies map the same files; false: each its own"),
@@ -40,6 +42,7 @@ class _Loop:
     """The events of one round of a recording: what was recorded, then the reset.
 
     Attributes:
+        is_shared: ``bool[num_vpns]`` pages that are mapped once for all copies; no row maps or unmaps them.
         rows: ``int32[n, 4]`` op, vpn, arg, repeat.
         thread: ``int[n]``.
         turn: ``int[n]``, a call is one turn.
@@ -49,6 +52,7 @@ class _Loop:
     """
 
     recording: Recording
+    is_shared: np.ndarray
     rows: np.ndarray
     thread: np.ndarray
     turn: np.ndarray
@@ -60,16 +64,16 @@ class _Loop:
 def build(options: Mapping[str, Any], num_cpus: int, draws: Draws, num_events: int) -> Trace:
     """Build the trace; options as in ``OPTIONS``."""
     path = recording_path(options["path"])
-    loop = _load(str(path), path.stat().st_mtime_ns if path.is_file() else 0)
+    is_rate, share_files = options["mode"] == "rate", options["share_files"]
+    loop = _load(str(path), path.stat().st_mtime_ns if path.is_file() else 0, share_files and not is_rate)
     recording = loop.recording
     cpus_per_copy = min(recording.number("num_threads"), num_cpus)
     copies = options["copies"] or num_cpus // cpus_per_copy
     if copies * cpus_per_copy > num_cpus:
         most = num_cpus // cpus_per_copy
         raise ValueError(f"workload.copies={copies}: at most {most}, of {cpus_per_copy} CPUs each, fit num_cpus={num_cpus}")
-    is_rate = options["mode"] == "rate"
-    span = _round_up(recording.number("num_vpns"), 1 << recording.number("index_bits"))
-    page_vma = np.full((copies if is_rate else 1, span if is_rate else copies * span), -1, dtype=np.int32)
+    vpns, num_vpns = vpns_of_threads(recording, loop.is_shared, 1 if is_rate else copies)
+    page_vma = np.full((copies if is_rate else 1, num_vpns), -1, dtype=np.int32)
     page_backing = np.full_like(page_vma, ANON)
     num_rows = rows_needed(
         rows_between_ticks(num_events, options["tick_period"], num_cpus), copies, options["skew"], loop.longest_turn
@@ -77,27 +81,29 @@ def build(options: Mapping[str, Any], num_cpus: int, draws: Draws, num_events: i
     scripts = []
     for copy in range(copies):
         start = _start(loop, draws, copy, copies)
-        first_vpn, first_vma = (0 if is_rate else copy * span), copy * recording.vmas.size
-        first_file_page = 0 if options["share_files"] else copy * recording.number("num_file_pages")
+        vpn_of, first_vma = vpns[0 if is_rate else copy], copy * recording.vmas.size
+        first_file_page = 0 if share_files else copy * recording.number("num_file_pages")
         vma, backing = _mapped_at(recording, int(np.searchsorted(loop.row_of_call, start)))
-        own = page_vma[copy if is_rate else 0, first_vpn : first_vpn + vma.size]
-        own[:] = np.where(vma >= 0, vma + first_vma, -1)
-        page_backing[copy if is_rate else 0, first_vpn : first_vpn + vma.size] = np.where(backing >= 0, backing + first_file_page, ANON)
-        scripts.append(_script(loop, start, num_rows, copy * cpus_per_copy, cpus_per_copy, first_vpn, first_vma, first_file_page))
+        mapped = np.flatnonzero((vma >= 0) & (~loop.is_shared | (copy == 0)))
+        where = copy if is_rate else 0, vpn_of[mapped]
+        page_vma[where] = vma[mapped] + first_vma
+        page_backing[where] = np.where(backing[mapped] >= 0, backing[mapped] + first_file_page, ANON)
+        scripts.append(_script(loop, start, num_rows, copy * cpus_per_copy, cpus_per_copy, vpn_of, first_vma, first_file_page))
     events = run_scripts(
         scripts, draws, num_events=num_events, num_cpus=num_cpus, tick_period=options["tick_period"], skew=options["skew"]
     )
     process = np.repeat(np.arange(copies) if is_rate else np.zeros(copies, dtype=int), cpus_per_copy)
+    num_file_pages = recording.number("num_file_pages") * (1 if share_files else copies)
     return Trace(
         events=events,
         vmas=np.tile(recording.vmas, copies).astype(np.int32),
         page_vma=page_vma,
         page_backing=page_backing,
         loaded=np.concatenate([process, np.full(num_cpus - process.size, IDLE)]).astype(np.int32),
-        num_file_pages=recording.number("num_file_pages") * (1 if options["share_files"] else copies),
+        num_file_pages=num_file_pages,
         num_anon=copies * (recording.number("num_anon") + GATHER_SLOTS),
         attrs={
-            "rmap_slots": recording.number("mappers") * (copies if options["share_files"] else 1),
+            "rmap_slots": most_mappers(events, page_vma, page_backing, process, num_file_pages),
             "gather_slots": GATHER_SLOTS,
             "recorded_command": str(recording.attrs["command"]),
         },
@@ -115,9 +121,10 @@ def recording_path(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _load(path: str, changed: int) -> _Loop:
+def _load(path: str, changed: int, share: bool) -> _Loop:
     """Expand a file into rows; ``changed`` (its time stamp) is part of the key so that a new file is read anew."""
     recording = read_recording(Path(path))
+    is_shared = shared_pages(recording) & share
     calls = recording.calls
     accesses = access_rows(recording.rows[:, 1] == 1, recording.rows[:, 2], recording.rows[:, 3])
     ends = np.flatnonzero(calls["last"]).tolist()
@@ -133,13 +140,14 @@ def _load(path: str, changed: int) -> _Loop:
         row_of_call[begin : end + 1] = num_rows + row - done
         num_rows += row - done + call.shape[0]
         done, begin = row, end + 1
-    reset = _reset_rows(recording)
+    reset = _reset_rows(recording, is_shared)
     parts += [accesses[done:], reset]
     threads += [recording.rows[done:, 0], np.zeros(reset.shape[0], dtype=np.int64)]
     starts += [np.ones(accesses.shape[0] - done, dtype=bool), np.arange(reset.shape[0]) == 0]
     turn = np.cumsum(np.concatenate(starts))
     num_recorded = num_rows + accesses.shape[0] - done
-    return _Loop(recording, np.concatenate(parts), np.concatenate(threads), turn, num_recorded, row_of_call, int(np.bincount(turn).max()))
+    longest_turn = int(np.bincount(turn).max())
+    return _Loop(recording, is_shared, np.concatenate(parts), np.concatenate(threads), turn, num_recorded, row_of_call, longest_turn)
 
 
 def _call_rows(recording: Recording, part: slice) -> np.ndarray:
@@ -157,12 +165,15 @@ def _call_rows(recording: Recording, part: slice) -> np.ndarray:
     return rows
 
 
-def _reset_rows(recording: Recording) -> np.ndarray:
-    """Unmap what is mapped at the end, as an exit does, and map what is mapped at the start, one call for each VMA."""
+def _reset_rows(recording: Recording, is_shared: np.ndarray) -> np.ndarray:
+    """Unmap what is mapped at the end, as an exit does, and map what is mapped at the start, one call for each VMA.
+
+    What the copies share stays.
+    """
     vma, _ = _mapped_at(recording, recording.calls["row"].size)
-    mapped = np.flatnonzero(vma >= 0)
+    mapped = np.flatnonzero((vma >= 0) & ~is_shared)
     parts = [gather_pages(Op.MUNMAP, mapped, 0, 1)] if mapped.size else []
-    for number in np.unique(recording.initial_vma[recording.initial_vma >= 0]).tolist():
+    for number in np.unique(recording.initial_vma[(recording.initial_vma >= 0) & ~is_shared]).tolist():
         vpns = np.flatnonzero(recording.initial_vma == number)
         rows = rows_of(int(Op.MMAP), vpns, recording.initial_backing[vpns], number)
         rows[0, 3] += FIRST_PAGE
@@ -195,22 +206,18 @@ def _start(loop: _Loop, draws: Draws, copy: int, copies: int) -> int:
 
 
 def _script(
-    loop: _Loop, start: int, num_rows: int, first_cpu: int, num_cpus: int, first_vpn: int, first_vma: int, first_file_page: int
+    loop: _Loop, start: int, num_rows: int, first_cpu: int, num_cpus: int, vpn_of: np.ndarray, first_vma: int, first_file_page: int
 ) -> Script:
     """Return the rows of one copy from ``start`` on, round after round."""
     index = start + np.arange(num_rows)
     round_, row = np.divmod(index, loop.rows.shape[0])
     rows = loop.rows[row]
     op = rows[:, 0]
-    rows[op != int(Op.GATHER_FINISH), 1] += first_vpn
+    rows[:, 1] = np.where(op == int(Op.GATHER_FINISH), 0, vpn_of[rows[:, 1]])
     rows[op == int(Op.MPROTECT), 2] += first_vma
     rows[op == int(Op.MMAP), 3] += first_vma
     rows[(op == int(Op.MMAP)) & (rows[:, 2] != ANON), 2] += first_file_page
     return Script(first_cpu + loop.thread[row] % num_cpus, rows, loop.turn[row] + round_ * (loop.turn[-1] + 1))
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 WORKLOAD = Workload("a recorded program, copies of it on all CPUs", OPTIONS, build)

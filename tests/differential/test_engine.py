@@ -1,4 +1,4 @@
-"""The engine against the oracle: whole state, counters and violations after every event, on random tiny machines and rule records."""
+"""The engine against the oracle: whole state, counters and violations after every event, on tiny machines and many rule records."""
 
 from __future__ import annotations
 
@@ -7,58 +7,91 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, note, settings
 
-from lufjax.engine import Machines, counters_of, violations_of
-from lufjax.params import MachineParams, MachineShape, TlbGeometry
-from lufjax.policy import FlushPolicy
-from lufjax.snapshot import snapshot
-from lufjax.trace import Trace
+from lufjax.engine import Machines
+from tests.differential.drawing import SKIP, Drawn, machines, row_of
+from tests.differential.pair import (
+    engine_record, fault_of, first_difference, oracle_record, params_of, shape_of, states_after, trace_of,
+)  # fmt: skip
 from tests.oracle import Oracle
 from tests.oracle.generate import SHAPES, random_events, random_machine
+from tests.oracle.policies import PRESETS
 
-NUM_MACHINES = 48
+NUM_MACHINES = 36
+"""Machines of a shape that step side by side: twice every preset, the others with rule records at random."""
 NUM_EVENTS = 70
+NUM_EXAMPLES = 120
+"""Machines of a shape that Hypothesis draws."""
 
 
-def shape_of(sizes: dict[str, Any]) -> MachineShape:
-    """The engine's shape of the oracle's sizes."""
-    levels = {level: TlbGeometry(**sizes[level]) for level in ("l1", "l2")}
-    return MachineShape(**{name: value for name, value in sizes.items() if name not in levels}, **levels)
+def drawn_machines(rng: random.Random, index: int) -> list[tuple[Any, ...]]:
+    """Machines of one shape; every preset runs twice, once with its own numbers."""
+    drawn = [random_machine(rng, index) for _ in range(NUM_MACHINES)]
+    for lane, name in enumerate(sorted(PRESETS) * 2):
+        sizes, params, policy, trace = drawn[lane]
+        slots = min(PRESETS[name]["quarantine_slots"], sizes["quarantine_slots"])
+        own = {"quarantine_slots": slots} if lane < len(PRESETS) else {"trim_period": 7, "flush_ceiling": 1, "quarantine_slots": 2}
+        drawn[lane] = (sizes, params, PRESETS[name] | own, trace)
+        assert set(policy) == set(drawn[lane][2])
+    return drawn
 
 
-def trace_of(trace: dict[str, Any], sizes: dict[str, Any]) -> Trace:
-    """The engine's trace of the oracle's initial mappings."""
-    return Trace(
-        events=np.zeros((0, 5), np.int32), vmas=np.array(trace["vmas"], np.int32), page_vma=np.array(trace["page_vma"], np.int32),
-        page_backing=np.array(trace["page_backing"], np.int32), loaded=np.array(trace["loaded"], np.int32),
-        num_file_pages=sizes["num_file_pages"], num_anon=sizes["num_anon"],
-    )  # fmt: skip
-
-
-def first_difference(ours: Any, theirs: Any, path: str = "") -> str:
-    """Where two snapshots differ first."""
-    if isinstance(ours, dict):
-        return next((d for key in theirs if (d := first_difference(ours[key], theirs[key], f"{path}.{key}"))), "")
-    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        return next((d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if (d := first_difference(a, b, f"{path}[{i}]"))), "")
-    return "" if ours == theirs else f"{path}: engine {ours}, oracle {theirs}"
+def check_side_by_side(index: int, backend: str) -> None:
+    """Step the machines of a shape through random events, engine and oracle in turn."""
+    rng = random.Random(1000 + index)
+    drawn = drawn_machines(rng, index)
+    sizes = drawn[0][0]
+    shape = shape_of(sizes)
+    params = [params_of(numbers, policy) for _, numbers, policy, _ in drawn]
+    together = Machines(shape, params, [trace_of(trace, sizes) for _, _, _, trace in drawn], backend=backend)
+    oracles = [Oracle(*machine) for machine in drawn]
+    events = [random_events(rng, sizes, trace, NUM_EVENTS) for _, _, _, trace in drawn]
+    for step in range(NUM_EVENTS):
+        together.step(np.array([rows[step] for rows in events]))
+        for lane, (state, oracle) in enumerate(zip(together.host(), oracles, strict=True)):
+            oracle.step(events[lane][step])
+            what = f"machine {lane}, event {step + 1} {events[lane][step]}, policy {drawn[lane][2]}"
+            assert not (found := first_difference(engine_record(shape, state), oracle_record(oracle))), f"{what}: {found}"
 
 
 @pytest.mark.parametrize("index", range(len(SHAPES)))
 def test_engine_and_oracle_agree_after_every_event(index: int) -> None:
-    rng = random.Random(1000 + index)
-    drawn = [random_machine(rng, index) for _ in range(NUM_MACHINES)]
-    sizes = drawn[0][0]
-    shape = shape_of(sizes)
-    params = [MachineParams(**p, policy=FlushPolicy(**policy)) for _, p, policy, _ in drawn]
-    machines = Machines(shape, params, [trace_of(trace, sizes) for _, _, _, trace in drawn])
-    oracles = [Oracle(*machine) for machine in drawn]
-    events = [random_events(rng, sizes, trace, NUM_EVENTS) for _, _, _, trace in drawn]
-    for step in range(NUM_EVENTS):
-        machines.step(np.array([rows[step] for rows in events]))
-        for lane, (state, oracle) in enumerate(zip(machines.host(), oracles, strict=True)):
-            oracle.step(events[lane][step])
-            what = f"machine {lane}, event {step + 1} {events[lane][step]}, policy {drawn[lane][2]}"
-            ours = {"state": snapshot(shape, state), "counters": counters_of(state), "violations": violations_of(state)}
-            theirs = {"state": oracle.snapshot(), "counters": oracle.counters(), "violations": oracle.violations()}
-            assert not (difference := first_difference(ours, theirs)), f"{what}: {difference}"
+    check_side_by_side(index, "native")
+
+
+def test_engine_and_oracle_agree_after_every_event_under_xla() -> None:
+    check_side_by_side(0, "xla")
+
+
+@pytest.mark.parametrize("index", range(len(SHAPES)))
+def test_engine_and_oracle_agree_on_drawn_machines(index: int) -> None:
+    @settings(max_examples=NUM_EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example])
+    @given(drawn=machines(index))
+    def check(drawn: Drawn) -> None:
+        check_drawn(drawn)
+
+    check()
+
+
+def check_drawn(drawn: Drawn) -> None:
+    """Let the oracle turn wishes into rows and execute them, then compare the engine's state after every row."""
+    oracle = Oracle(drawn.sizes, drawn.params, drawn.policy, drawn.trace)
+    rows, records = [], []
+    for wish in drawn.wishes:
+        if wish.op == SKIP:
+            continue
+        rows.append(row_of(wish, oracle, drawn.sizes))
+        oracle.step(rows[-1])
+        if oracle.faults:
+            break
+        records.append(oracle_record(oracle))
+    if not rows:
+        return
+    note(f"policy={drawn.policy}\nparams={drawn.params}\ntrace={drawn.trace}\nrows={rows}")
+    shape = shape_of(drawn.sizes)
+    states = states_after(shape, params_of(drawn.params, drawn.policy), trace_of(drawn.trace, drawn.sizes, rows), range(1, len(rows) + 1))
+    assert bool(fault_of(states[-1])) == bool(oracle.faults)
+    for number, (state, theirs) in enumerate(zip(states, records, strict=False), start=1):
+        found = first_difference(engine_record(shape, state), theirs)
+        assert not found, f"event {number} {rows[number - 1]}: {found}"

@@ -28,6 +28,9 @@ CASES = [(name, {}) for name in WORKLOADS] + [
     ("madvise", {"actors": 2, "concurrent": True, "k": 128}),
     ("replay", {"path": "python_threads", "mode": "rate"}),
     ("replay", {"path": "sqlite_index", "mode": "rate", "copies": 2, "share_files": False}),
+    ("replay", {"path": "python_threads"}),
+    ("replay", {"mode": "rate", "copies": 2}),
+    ("replay", {"share_files": False}),
 ]
 
 
@@ -83,7 +86,7 @@ def test_the_preset_holds_every_option_with_a_comment(name: str):
         ("munmap", {"actors": 3, "sleepers": 2}, "workload.actors=3"),
         ("munmap", {"concurrent": True}, "workload.concurrent: workload 'munmap' has no such option"),
         ("madvise", {"concurrent": True}, "workload.actors=1"),
-        ("replay", {"path": "nothing"}, "workload.path='nothing': allowed are python_threads, sqlite_index or"),
+        ("replay", {"path": "nothing"}, "workload.path='nothing': allowed are python_threads, sqlite_index, table_lookup or"),
         ("replay", {"path": "nothing.nc"}, "workload.path='nothing.nc': no such file"),
         ("replay", {"copies": 5}, "workload.copies=5: at most 4"),
     ],

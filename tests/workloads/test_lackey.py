@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path):
 
 
 def test_the_recordings_that_come_with_lufjax():
-    for name, num_threads in (("sqlite_index", 1), ("python_threads", 4)):
+    for name, num_threads in (("table_lookup", 1), ("sqlite_index", 1), ("python_threads", 4)):
         trace = build("replay", {"path": name}, num_cpus=4, seed=0, num_events=20_000)
         check_trace(trace)
         assert trace.page_vma.shape == (1, trace.num_vpns)

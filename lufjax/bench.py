@@ -1,0 +1,339 @@
+"""``lufjax bench``: how fast the engine is here, beside a plain C program of the same machine on the same lanes.
+
+Engine and C run in turns, so that both meet the same neighbours on a shared machine; medians and extremes are reported. Nothing is
+reported unless both counted the same. ``docs/PERFORMANCE.md`` says what limits the numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from lufjax import __version__, engine
+from lufjax.config import load_run_config
+from lufjax.grid import plan
+from lufjax.params import MachineParams, MachineShape
+from lufjax.provenance import installed_version
+from lufjax.settings import number, word
+from lufjax.trace import Trace
+from lufjax.traces import TraceKey, TraceSource, fit, measure
+
+PACKAGE = Path(__file__).resolve().parent
+REFERENCES = (PACKAGE.parent / "experiments" / "benchmarks" / "reference.py", PACKAGE / "_benchmarks" / "reference.py")
+"""Where the driver of the C program is: in the source tree, in an installed package."""
+POLICIES = ("never", "eager", "linux", "linux_6_15", "luf_vma_flag", "luf_v10", "fpr", "latr")
+DEVICES = ("cpu", "gpu")
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Arguments of ``lufjax bench``.
+
+    Attributes:
+        device: ``cpu`` or ``gpu``; None: what JAX finds.
+        lanes: lanes of the default shape, a multiple of the number of policies; None: as the backend needs for a second or two.
+        events: events of each lane; None: likewise.
+        quick: a smoke test of a few seconds; its numbers mean nothing.
+    """
+
+    device: str | None = None
+    backend: str = "auto"
+    lanes: int | None = None
+    events: int | None = None
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch to measure: overrides of ``lufjax run``, frames in use, how many lanes and events."""
+
+    name: str
+    overrides: tuple[str, ...]
+    policies: tuple[str, ...]
+    num_frames: int
+    num_lanes: int
+    num_events: int
+    max_seeds: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Lanes as the engine takes them. ``policy``: of each lane, its position in the case's list."""
+
+    shape: MachineShape
+    params: MachineParams
+    traces: tuple[Trace, ...]
+    trace_index: np.ndarray
+    policy: np.ndarray
+    num_events: int
+
+    def take(self, lanes: np.ndarray) -> Batch:
+        """Some of the lanes, in that order; a lane may be taken twice."""
+        params = jax.tree.map(lambda leaf: leaf[lanes], self.params)
+        return replace(self, params=params, trace_index=self.trace_index[lanes], policy=self.policy[lanes])
+
+    @property
+    def lane_events(self) -> int:
+        return len(self.trace_index) * self.num_events
+
+    def run(self, backend: str, num_events: int | None = None) -> tuple[float, engine.Samples]:
+        """Seconds from the call to the counters on the host, and what was counted."""
+        begin = time.perf_counter()
+        samples = engine.simulate(
+            self.shape, self.params, self.traces, self.trace_index, sample_points=[num_events or self.num_events], backend=backend
+        )
+        return time.perf_counter() - begin, samples
+
+
+def main(options: Mapping[str, Any]) -> int:
+    """Measure and print. ``options``: words of the command line, and ``json``. Returns the exit code."""
+    given = dict(options)
+    as_json = bool(given.pop("json", False))
+    chosen = parse(given)
+    choose_device(chosen.device)
+    backend = engine.resolve_backend(chosen.backend)
+    reference, missing = load_reference(), None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            binary = reference.compile_reference(reference.find_compiler(), Path(folder))
+        except reference.ReferenceUnavailable as error:
+            binary, missing = None, str(error)
+            print(f"lufjax bench: {error}; no ratios", file=sys.stderr)
+        try:
+            report = measure_all(chosen, backend, reference, binary)
+        except Disagreement as error:
+            print(f"lufjax bench: {error}; nothing is reported", file=sys.stderr)
+            return FAILED
+    report |= {"c_program": {"missing": missing} if missing else c_facts(reference), "versions": versions(), "options": asdict(chosen)}
+    print(json.dumps(report) if as_json else as_text(report))
+    return 0
+
+
+def parse(given: Mapping[str, Any]) -> BenchOptions:
+    """Check the words of the command line.
+
+    Raises:
+        ValueError: one line naming the word, its value and what is allowed.
+    """
+    known = [field.name for field in fields(BenchOptions)]
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{key}={value}: no such key; allowed are {', '.join(known)}")
+    chosen = BenchOptions(**given)
+    if chosen.device is not None:
+        word(chosen.device, "device", DEVICES)
+    word(chosen.backend, "backend", engine.BACKENDS)
+    if not isinstance(chosen.quick, bool):
+        raise ValueError(f"quick={chosen.quick}: allowed are true, false")
+    if chosen.lanes is not None and number(chosen.lanes, "lanes", len(POLICIES), 2**20) % len(POLICIES):
+        raise ValueError(f"lanes={chosen.lanes}: allowed are multiples of {len(POLICIES)}, the number of policies")
+    if chosen.events is not None:
+        number(chosen.events, "events", 1000, 2**26)
+    return chosen
+
+
+def choose_device(device: str | None) -> None:
+    """Make JAX use a kind of device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    engine.use_all_cores()
+    found = jax.default_backend()
+    if device is not None and found != device:
+        raise ValueError(f"device={device}: JAX finds no such device here; allowed is {found}")
+
+
+def cases(chosen: BenchOptions, backend: str) -> list[Case]:
+    """What is measured. A lane starts before all frames are in use; the events suffice to go on well after that."""
+    lanes, events = (64, 240_000) if backend == "native" else (2048, 12_000)
+    lanes, events = (8, 3000) if chosen.quick else (chosen.lanes or lanes, chosen.events or events)
+    frames = 256 if chosen.quick else 1024
+    eight = ("machine=default", "num_cpus=8", "workload.file_pages=3968")
+    big = ("machine=big", "num_cpus=64", "workload=llm", "workload.file_pages=262016", "workload.num_processes=4")
+    return [
+        Case("llm_8cpu", (*eight, "workload=llm"), POLICIES, frames, lanes, events, 8),
+        Case("random_read_8cpu", (*eight, "workload=random_read"), POLICIES, frames, lanes, events, 8),
+        Case("llm_64cpu_big", big, ("linux", "luf_v10"), 65536, *((1, 3000) if chosen.quick else (engine.num_cores(), 1_500_000)), 1),
+    ]
+
+
+def build(case: Case) -> Batch:
+    """Lay the lanes out as ``lufjax run`` does, the largest trace at the pressure that leaves exactly ``num_frames``."""
+    seeds = max(1, min(case.max_seeds, case.num_lanes // len(case.policies)))
+    axes = (f"axes.policy=[{','.join(case.policies)}]", f"axes.seed={seeds}", f"num_events={case.num_events}")
+    config = load_run_config([*case.overrides, *axes])
+    source = TraceSource(config.workloads, config.num_events, 2**40)
+    keys = [TraceKey(w, c, s) for w in config.workloads for c in config.num_cpus for s in config.seeds]
+    footprint = max(measure(source.get(key)).footprint for key in keys)
+    (group,) = plan(replace(config, pressures=(Fraction(footprint, case.num_frames),)), source)  # type: ignore[arg-type]
+    shape = replace(group.shape, quarantine_slots=int(group.params.policy.quarantine_slots.max()))
+    traces = tuple(fit(source.get(key), shape) for key in group.trace_keys)
+    batch = Batch(shape, group.params, traces, group.trace_index, group.index[:, 1], case.num_events)
+    return batch.take(np.arange(case.num_lanes) % group.num_lanes)
+
+
+class Disagreement(RuntimeError):
+    """Engine and C program counted different things."""
+
+
+def measure_all(chosen: BenchOptions, backend: str, reference: ModuleType, binary: Path | None) -> dict[str, Any]:
+    """Every case, then the mixed batch against its most expensive policy."""
+    repeats = 2 if chosen.quick else 5
+    report: dict[str, Any] = {"backend": backend, "device": device_facts(), "repeats": repeats, "cases": {}}
+    for case in cases(chosen, backend):
+        batch = build(case)
+        size = engine.bytes_per_lane(batch.shape)
+        print(f"lufjax bench: {case.name}: {case.num_lanes} lanes of {case.num_events} events, {size} bytes per lane", file=sys.stderr)
+        found = measure_case(case.name, batch, backend, repeats, reference, binary)
+        report["cases"][case.name] = found | describe(case, batch, size)
+        if "ratio_to_c" in found:
+            report[f"ratio_to_c_{case.name}"] = found["ratio_to_c"]
+        if case.name == "llm_8cpu":
+            report |= measure_mixed(case, batch, backend, repeats)
+    return report
+
+
+def measure_case(
+    name: str, batch: Batch, backend: str, repeats: int, reference: ModuleType, binary: Path | None
+) -> dict[str, Any]:  # fmt: skip
+    """Compile, then run engine and C in turns. The first call runs one event: compilation and setting up, and little else."""
+    compile_s, _ = batch.run(backend, num_events=1)
+    ours, theirs = [], []
+    for _ in range(repeats):
+        seconds, samples = batch.run(backend)
+        ours.append(seconds)
+        if binary is not None:
+            result = reference.run_reference(
+                binary, batch.shape, batch.params, batch.traces, batch.trace_index, [batch.num_events], engine.num_cores()
+            )
+            refuse_difference(name, samples, result)
+            theirs.append(result.seconds)
+    steady = statistics.median(ours)
+    found = {
+        "events_per_s": round(batch.lane_events / steady), "compile_s": compile_s, "first_s": compile_s + ours[0], "steady_s": steady,
+        "steady_s_min": min(ours), "steady_s_max": max(ours),
+    }  # fmt: skip
+    if not theirs:
+        return found
+    ratios = sorted(c / e for c, e in zip(theirs, ours, strict=True))
+    c_time = statistics.median(theirs)
+    return found | {
+        "c_events_per_s": round(batch.lane_events / c_time), "c_s": c_time, "c_s_min": min(theirs), "c_s_max": max(theirs),
+        "ratio_to_c": statistics.median(ratios), "ratio_to_c_min": ratios[0], "ratio_to_c_max": ratios[-1], "counters_equal": True,
+    }  # fmt: skip
+
+
+def measure_mixed(case: Case, batch: Batch, backend: str, repeats: int) -> dict[str, Any]:
+    """The batch of all policies against as many lanes, on the same traces, of the policy that takes longest."""
+    alone = {name: batch.take(_lanes_of(batch, p)) for p, name in enumerate(case.policies)}
+    slowest = max(alone, key=lambda name: alone[name].run(backend)[0])
+    pairs = [(batch.run(backend)[0], alone[slowest].run(backend)[0]) for _ in range(repeats)]
+    ratios = sorted(mixed / single for mixed, single in pairs)
+    return {
+        "mixed_over_most_expensive": statistics.median(ratios), "mixed_over_most_expensive_min": ratios[0],
+        "mixed_over_most_expensive_max": ratios[-1], "most_expensive_policy": slowest,
+    }  # fmt: skip
+
+
+def _lanes_of(batch: Batch, policy: int) -> np.ndarray:
+    """As many lanes as the batch has, all of one policy, each trace as often as in the batch."""
+    return np.resize(np.flatnonzero(batch.policy == policy), len(batch.policy))
+
+
+def refuse_difference(name: str, samples: engine.Samples, result: Any) -> None:
+    """Compare everything that both counted.
+
+    Raises:
+        Disagreement: names the case, the first counter and the first lane that differ.
+    """
+    pairs = [(key, value, result.counters[key]) for key, value in samples.counters.items()]
+    pairs += [(key, value, result.histograms[key]) for key, value in samples.histograms.items()]
+    pairs += [(key, getattr(samples, key), getattr(result, key)) for key in ("received", "violations", "first_violation")]
+    for key, ours, theirs in pairs:
+        lanes = np.flatnonzero((ours != theirs).reshape(len(ours), -1).any(1))
+        if len(lanes):
+            raise Disagreement(f"{name}: the engine and reference.c differ in {key} on {len(lanes)} lanes, first on lane {lanes[0]}")
+
+
+def load_reference() -> ModuleType:
+    """The driver of the C program, beside the source tree or inside the installed package."""
+    path = next(path for path in REFERENCES if path.is_file())
+    spec = importlib.util.spec_from_file_location("lufjax_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def describe(case: Case, batch: Batch, size: int) -> dict[str, Any]:
+    """What was measured."""
+    shape = asdict(batch.shape)
+    config = {"overrides": list(case.overrides), "policies": list(case.policies), "num_traces": len(batch.traces)}
+    return {"bytes_per_lane": size, "lanes": case.num_lanes, "events": case.num_events, "config": config, "shape": shape}
+
+
+def device_facts() -> dict[str, Any]:
+    """The device and the CPU model."""
+    device = jax.devices()[0]
+    return {"platform": device.platform, "kind": device.device_kind, "cpu_model": cpu_model(), "num_cores": engine.num_cores()}
+
+
+def cpu_model() -> str:
+    """Name of the CPU as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, Any]:
+    """Versions of everything that decides the speed."""
+    packages = ("jax", "jaxlib", "numpy", "llvmlite")
+    return {"lufjax": __version__, "python": platform.python_version()} | {name: installed_version(name) for name in packages}
+
+
+def c_facts(reference: ModuleType) -> dict[str, Any]:
+    """Compiler and flags of the C program."""
+    done = subprocess.run([reference.find_compiler(), "--version"], capture_output=True, text=True, check=False)
+    return {"compiler": (done.stdout.splitlines() or ["unknown"])[0], "flags": list(reference.FLAGS), "threads": engine.num_cores()}
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """A short table for people."""
+    device = report["device"]
+    lines = [f"{device['cpu_model']}, {device['num_cores']} cores; device {device['kind']}; backend {report['backend']}"]
+    lines.append(", ".join(f"{name} {value}" for name, value in report["versions"].items() if value))
+    for name, case in report["cases"].items():
+        spread = f"{case['steady_s_min']:.2f} to {case['steady_s_max']:.2f}"
+        lines.append(f"{name}: {case['events_per_s'] / 1e6:.2f} M events/s ({case['lanes']} lanes x {case['events']}, {spread} s)")
+        lines.append(f"  compile {case['compile_s']:.2f} s, first {case['first_s']:.2f} s, {case['bytes_per_lane']} bytes per lane")
+        if "ratio_to_c" in case:
+            spread = f"{case['ratio_to_c_min']:.3f} to {case['ratio_to_c_max']:.3f}"
+            lines.append(f"  C {case['c_events_per_s'] / 1e6:.2f} M events/s, ratio {case['ratio_to_c']:.3f} ({spread}), counters equal")
+    low, high = report["mixed_over_most_expensive_min"], report["mixed_over_most_expensive_max"]
+    lines.append(
+        f"8 policies mixed / {report['most_expensive_policy']} alone: {report['mixed_over_most_expensive']:.3f} ({low:.3f} to {high:.3f})"
+    )
+    return "\n".join(lines)

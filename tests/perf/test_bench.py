@@ -1,0 +1,82 @@
+"""The benchmark runs, keeps its promises about what it prints, and refuses to report numbers of programs that disagree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lufjax import bench
+
+RATIOS = {"ratio_to_c_llm_8cpu", "ratio_to_c_random_read_8cpu", "ratio_to_c_llm_64cpu_big"}
+TIMES = {"events_per_s", "compile_s", "first_s", "steady_s", "steady_s_min", "steady_s_max"}
+FACTS = TIMES | {"bytes_per_lane", "lanes", "events", "config", "shape"}
+
+
+def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    has_compiler = bench.load_reference().find_compiler() is not None
+    assert bench.main({"quick": True, "device": "cpu", "json": True}) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert {key for key in report if key.startswith("ratio_to_c")} == (RATIOS if has_compiler else set())
+    assert report["mixed_over_most_expensive"] > 0
+    assert report["most_expensive_policy"] in bench.POLICIES
+    assert {"platform", "kind", "cpu_model", "num_cores"} <= set(report["device"])
+    assert report["versions"]["jax"]
+    assert report["backend"] == "native"
+    for case in report["cases"].values():
+        assert set(case) >= FACTS
+        assert case["events_per_s"] > 0
+        assert case.get("counters_equal", False) is has_compiler
+    big = report["cases"]["llm_64cpu_big"]["shape"]
+    sizes = {"num_cpus": 64, "num_processes": 4, "num_vpns": 262144, "num_frames": 65536}
+    assert {name: big[name] for name in sizes} == sizes
+    assert [big[level][n] for level in ("l1", "l2") for n in ("sets", "ways")] == [16, 6, 128, 16]
+    assert "llm_8cpu" in bench.as_text(report)
+
+
+def test_without_a_compiler_ratios_are_absent_and_one_line_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(bench, "measure_all", lambda chosen, backend, reference, binary: {"binary": binary})
+    assert bench.main({"quick": True, "json": True}) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["binary"] is None
+    assert "no C compiler found" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_different_counters_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(bench.cases(bench.parse({"quick": True}), "native")[0], policies=("linux",), num_lanes=1)
+    _, samples = bench.build(case).run("native")
+    bench.refuse_difference("llm", samples, samples)
+    other = replace(samples, received=samples.received + (np.arange(8) == 3))
+    with pytest.raises(bench.Disagreement, match=r"llm: the engine and reference\.c differ in received on 1 lanes, first on lane 0"):
+        bench.refuse_difference("llm", samples, other)
+
+    def differs(*_: object) -> None:
+        raise bench.Disagreement("llm: they differ")
+
+    monkeypatch.setattr(bench, "measure_all", differs)
+    assert bench.main({"json": True}) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"lane": 8}, "lane=8: no such key; allowed are device, backend, lanes, events, quick"),
+        ({"device": "tpu"}, "device=tpu: allowed are cpu, gpu"),
+        ({"lanes": 9}, "lanes=9: allowed are multiples of 8"),
+        ({"lanes": "many"}, "lanes=many: allowed are integers from 8"),
+        ({"events": 1}, "events=1: allowed are integers from 1000"),
+        ({"quick": "yes please"}, "quick=yes please: allowed are true, false"),
+        ({"backend": "rust"}, "backend=rust: allowed are auto, native, xla"),
+    ],
+)
+def test_a_wrong_word_is_one_clear_line(words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.main(words)

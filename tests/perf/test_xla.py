@@ -1,0 +1,47 @@
+"""The XLA program updates the state in place: no loop of the compiled text copies a state array."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import jax
+import numpy as np
+
+from lufjax import engine, rollout
+from lufjax.events import Op
+from lufjax.params import MachineParams, MachineShape, TlbGeometry
+from lufjax.policy import FlushPolicy
+from lufjax.state import init_state
+from lufjax.trace import EMPTY_TRACE
+
+SHAPE = MachineShape(
+    num_cpus=2, num_processes=1, num_vpns=128, num_frames=64, num_vmas=4, num_file_pages=96, num_anon=16, l1=TlbGeometry(4, 4),
+    l2=TlbGeometry(8, 4), rmap_slots=1, gather_slots=4, batch_slots=8, pcp_slots=8, quarantine_slots=1,
+)  # fmt: skip
+LANES, SLOTS = 97, 64
+"""A number of lanes that nothing else in the program has: an array with that leading dimension is state."""
+INSTRUCTION = re.compile(r"= (?:\()?\w+\[([\d,]+)\]\S* (\S+?)\(")
+
+
+def compiled_text() -> str:
+    """The program for the operations of ``llm``, as compiled for one device."""
+    base = init_state(SHAPE, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype), base)
+    lane = jax.ShapeDtypeStruct((LANES,), np.int32)
+    params = MachineParams(*(lane for _ in MachineParams._fields[:-1]), policy=FlushPolicy(*(lane for _ in FlushPolicy._fields)))
+    events = jax.ShapeDtypeStruct((1, 100, 4), np.int32)
+    engine.use_all_cores()
+    program = engine.xla_program(SHAPE, rollout.program_for({Op.LOAD, Op.STORE, Op.TICK}), SLOTS, tuple(jax.devices()[:1]))
+    return program.lower(params, state, events, lane, lane).compile().as_text()
+
+
+def test_no_loop_copies_a_state_array() -> None:
+    text = compiled_text()
+    in_loops = text[: text.index("\nENTRY")]
+    assert " while(" in text
+    found = [([int(n) for n in size.split(",")], opcode) for size, opcode in INSTRUCTION.findall(in_loops)]
+    of_state = {opcode for size, opcode in found if size[0] == LANES}
+    assert "scatter" in of_state or "dynamic-update-slice" in of_state or "fusion" in of_state
+    copies = [size for size, opcode in found if opcode.startswith("copy") and (size[0] == LANES or prod(size) >= LANES * 64)]
+    assert copies == []
