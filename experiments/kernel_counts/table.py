@@ -201,8 +201,8 @@ def mapping_line(point: Point, runs: list[Row]) -> list[str]:
 
 
 RECLAIM_HEAD = [
-    "mode", "CPUs", "A + B + S", "MiB", "file, %", "pages per flush (input)", "TLB row per page", "TLB row per shootdown", "full, %", "mask targets",
-    "direct, %",
+    "mode", "CPUs", "A + B + S", "MiB", "file, %", "pages per flush (input)", "TLB row per page", "TLB row per shootdown", "full, %",
+    "mask targets", "direct, %",
 ]  # fmt: skip
 
 
@@ -210,14 +210,16 @@ def reclaim_line(point: Point, runs: list[Row]) -> list[str]:
     """One line of the table of reclaim: kswapd on the first CPU, and on the last."""
     places = [[*arguments(point, runs), f"machine.kswapd_cpu={cpu}"] for cpu in sorted({0, point.vcpus - 1})]
     got = [predict(place) for place in places]
+    masks = [mask_of(point, place, one) for place, one in zip(places, got, strict=True)]
+    per_shootdown = [one.interrupts / one.shootdowns if one.shootdowns else None for one in got]
     flushes = "batch_flushes" if point.vcpus > 1 else "mm_range_requests"
     return [
         point.mode, str(point.vcpus), f"{point.actors} + {point.busy} + {point.sleepers}", str(point.mem_mib), str(point.file_percent),
         pair((one.pages / (one.shootdowns or one.local_pages) for one in got), map(ratio("pages_reclaimed", flushes), runs), 1),
         pair((one.interrupts / one.pages for one in got), map(ratio("tlb_row", "pages_reclaimed"), runs), 3),
-        pair((one.interrupts / one.shootdowns if one.shootdowns else None for one in got), map(ratio("tlb_row", "remote_requests"), runs), 2),
+        pair(per_shootdown, map(ratio("tlb_row", "remote_requests"), runs), 2),
         pair((percent(full_share(one, 1)) for one in got), (percent(run.get("full_fraction")) for run in runs), 0),
-        pair((mask_of(point, place, one) for place, one in zip(places, got, strict=True)), (run.get("batch_mask_targets") for run in runs), 2),
+        pair(masks, (run.get("batch_mask_targets") for run in runs), 2),
         pair((percent(one.direct / (one.pages or 1)) for one in got), (percent(run.get("direct_share")) for run in runs), 0),
     ]  # fmt: skip
 

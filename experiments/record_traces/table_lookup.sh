@@ -4,6 +4,8 @@
 # results. Low keys (the newest records) are asked for more often: the rank is the square of a uniform number.
 # Usage: sh table_lookup.sh OUTPUT.nc        needs: cc, valgrind 3.19, a Python with lufjax
 set -eu
+command -v cc > /dev/null
+command -v valgrind > /dev/null
 output=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

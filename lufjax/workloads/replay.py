@@ -29,9 +29,11 @@ from lufjax.workloads.replay_layout import most_mappers, shared_pages, vpns_of_t
 TRACES = Path(__file__).parent / "traces"
 OPTIONS = {
     "path": Option("table_lookup", "a recording that comes with lufjax, or a NetCDF file (docs/TRACES.md)"),
-    "mode": Option("threads", "copies are threads of one process, or processes", choices=("threads", "rate")),
+    "mode": Option(
+        "threads", "copies are threads of one process, which share lasting read-only mappings, or processes", choices=("threads", "rate")
+    ),
     "copies": Option(0, "copies of the recording; 0: as many as there are CPUs for", 0, 256),
-    "share_files": Option(True, "copies map the same files; false: each its own"),
+    "share_files": Option(True, "copies map the same files; false: each its own, and threads share no mapping"),
     "tick_period": TICK_PERIOD,
     "skew": SKEW,
 }
@@ -75,9 +77,7 @@ def build(options: Mapping[str, Any], num_cpus: int, draws: Draws, num_events: i
     vpns, num_vpns = vpns_of_threads(recording, loop.is_shared, 1 if is_rate else copies)
     page_vma = np.full((copies if is_rate else 1, num_vpns), -1, dtype=np.int32)
     page_backing = np.full_like(page_vma, ANON)
-    num_rows = rows_needed(
-        rows_between_ticks(num_events, options["tick_period"], num_cpus), copies, options["skew"], loop.longest_turn
-    )
+    num_rows = rows_needed(rows_between_ticks(num_events, options["tick_period"], num_cpus), copies, options["skew"], loop.longest_turn)
     scripts = []
     for copy in range(copies):
         start = _start(loop, draws, copy, copies)
@@ -89,9 +89,7 @@ def build(options: Mapping[str, Any], num_cpus: int, draws: Draws, num_events: i
         page_vma[where] = vma[mapped] + first_vma
         page_backing[where] = np.where(backing[mapped] >= 0, backing[mapped] + first_file_page, ANON)
         scripts.append(_script(loop, start, num_rows, copy * cpus_per_copy, cpus_per_copy, vpn_of, first_vma, first_file_page))
-    events = run_scripts(
-        scripts, draws, num_events=num_events, num_cpus=num_cpus, tick_period=options["tick_period"], skew=options["skew"]
-    )
+    events = run_scripts(scripts, draws, num_events=num_events, num_cpus=num_cpus, tick_period=options["tick_period"], skew=options["skew"])
     process = np.repeat(np.arange(copies) if is_rate else np.zeros(copies, dtype=int), cpus_per_copy)
     num_file_pages = recording.number("num_file_pages") * (1 if share_files else copies)
     return Trace(

@@ -1,0 +1,39 @@
+"""Run one small batch natively and under XLA on 1, 2 and 4 devices, and print a digest of each result as JSON.
+
+A process of its own, because the number of CPU devices is fixed when JAX starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from lufjax.engine import Samples
+from tests.contract.small_run import build_trace, flatten, small_run
+
+NUM_EVENTS = 1500
+POLICIES = ("linux", "linux_6_15", "luf_v10", "fpr", "latr")
+
+
+def digest(samples: Samples) -> str:
+    """Hash of every number."""
+    found = hashlib.sha256()
+    for name, values in sorted(flatten(samples).items()):
+        found.update(name.encode() + np.ascontiguousarray(values.astype(np.int64)).tobytes())
+    return found.hexdigest()
+
+
+def main() -> None:
+    """Print the digests."""
+    run = small_run([build_trace("churn", 3, 0, NUM_EVENTS, num_files=8, hot_pages=2)], POLICIES)
+    points = [NUM_EVENTS // 2, NUM_EVENTS]
+    digests = {"native": digest(run.samples(points))}
+    for num_devices in (1, 2, 4):
+        digests[f"xla {num_devices}"] = digest(run.samples(points, backend="xla", num_devices=num_devices, block_lanes=2))
+    print(json.dumps(digests))
+
+
+if __name__ == "__main__":
+    main()
