@@ -1,41 +1,36 @@
-"""Lanes, blocks and devices: the only module that says jit, shard_map or device. Results do not depend on any of them.
+"""Lanes through their traces, and what they counted: what the sweep, the scenarios and the tests call.
 
-``simulate`` runs many lanes; ``Machine`` runs one, an event at a time.
+``simulate`` runs many lanes; ``Machine`` and ``Machines`` run a few, an event at a time. ``runners`` knows devices; results do not depend on them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from threading import Event, Lock
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lufjax import counters as names
 from lufjax import rollout
 from lufjax import state as st
-from lufjax.events import ANON, FIRST_PAGE, IDLE, OP, Op
+from lufjax.event_check import check_rows
+from lufjax.events import OP
 from lufjax.faults import EngineFault
+from lufjax.machines import Machine, Machines, counters_of, violations_of
 from lufjax.params import MachineParams, MachineShape
 from lufjax.policy import FlushPolicy
-from lufjax.snapshot import snapshot
+from lufjax.runners import BACKENDS, NATIVE_BLOCK_LANES, Runner, make_runner, num_cores, resolve_backend, use_all_cores, xla_program
 from lufjax.state import MachineState, bytes_of, init_state
 from lufjax.trace import EMPTY_TRACE, Trace
 
-LANES = "lanes"
-BACKENDS = ("auto", "native", "xla")
-NATIVE_BLOCK_LANES = 32
-"""Lanes that a core has in memory at a time; it runs them one after the other."""
-XLA_BLOCK_LANES = 1024
-"""Lanes of one device that advance together: more lanes fill the slots of a phase better, fewer stay in the cache."""
-SLOT_SHARE = 4
-"""A phase runs on one lane in this many at a time."""
+__all__ = [
+    "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "counters_of", "make_runner",
+    "num_cores", "resolve_backend", "simulate", "use_all_cores", "violations_of", "xla_program",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,16 +50,6 @@ class Samples:
     received: np.ndarray
     violations: np.ndarray
     first_violation: np.ndarray
-
-
-def use_all_cores() -> None:
-    """Make each CPU core a device, unless JAX has started or was told otherwise. XLA's own threading is no substitute."""
-    if "jax_num_cpu_devices" in os.environ.get("XLA_FLAGS", "") or os.environ.get("JAX_NUM_CPU_DEVICES"):
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", num_cores())
-    except RuntimeError:
-        return
 
 
 def bytes_per_lane(shape: MachineShape) -> int:
@@ -120,13 +105,6 @@ def simulate(
             raise
 
 
-def resolve_backend(backend: str) -> str:
-    """``native`` or ``xla`` for ``auto``."""
-    if backend not in BACKENDS:
-        raise ValueError(f"engine.backend={backend}: allowed are {', '.join(BACKENDS)}")
-    return backend if backend != "auto" else ("native" if jax.default_backend() == "cpu" else "xla")
-
-
 class _Job:
     """One call of :func:`simulate`: what its blocks share."""
 
@@ -177,79 +155,6 @@ class _Job:
             with self._lock:
                 self._done += events
                 self._progress(self._done, len(self.trace_index) * self.points[-1])
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A way to advance a block of lanes.
-
-    Attributes:
-        block: lanes of a block. workers: blocks that run at the same time.
-        put: NumPy array with a lane axis -> array of the runner. put_shared: the same for the traces, which all lanes share.
-        run: (params, state, events, trace_index, stop) -> state; the state passed in is used up.
-    """
-
-    block: int
-    workers: int
-    put: Callable[[np.ndarray], Any]
-    put_shared: Callable[[np.ndarray], Any]
-    run: Callable[..., MachineState]
-
-
-def make_runner(
-    backend: str, shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None
-) -> Runner:  # fmt: skip
-    """The runner of a resolved backend."""
-    make = _native_runner if backend == "native" else _xla_runner
-    return make(shape, program, num_lanes, block_lanes, num_devices)
-
-
-def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
-    from lufjax import native
-
-    compiled = native.compile_for(shape, program)
-    workers = max(1, num_devices or num_cores())
-    block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // workers)))
-    device = jax.devices("cpu")[0]
-
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.device_put(np.array(array), device)
-
-    return Runner(block, min(workers, -(-num_lanes // block)), put, put, partial(native.run_block, compiled))
-
-
-def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
-    devices = tuple(jax.devices()[:num_devices])
-    per_device = min(block_lanes or XLA_BLOCK_LANES, _ceil_power(-(-num_lanes // len(devices))))
-    slots = min(per_device, max(64, per_device // SLOT_SHARE))
-    mesh = Mesh(np.array(devices), (LANES,))
-    lanes, everywhere = NamedSharding(mesh, PartitionSpec(LANES)), NamedSharding(mesh, PartitionSpec())
-    return Runner(
-        per_device * len(devices), 1, partial(jax.device_put, device=lanes), partial(jax.device_put, device=everywhere),
-        xla_program(shape, program, slots, devices),
-    )  # fmt: skip
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ceil_power(n: int) -> int:
-    return 1 << max(0, (n - 1).bit_length())
-
-
-@lru_cache(maxsize=16)
-def xla_program(shape: MachineShape, program: tuple[str, ...], slots: int, devices: tuple[Any, ...]) -> Callable[..., MachineState]:
-    """The XLA program: lanes sharded over devices, state arrays updated in place."""
-    mesh = Mesh(np.array(devices), (LANES,))
-    lanes, everywhere = PartitionSpec(LANES), PartitionSpec()
-    sharded = jax.shard_map(
-        partial(rollout.advance, shape, program, slots), mesh=mesh, in_specs=(lanes, lanes, everywhere, lanes, lanes), out_specs=lanes,
-        check_vma=False,
-    )  # fmt: skip
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if devices[0].platform == "cpu" else None
-    return jax.jit(sharded, donate_argnums=(1,), compiler_options=options)
 
 
 def _take_counters(state: MachineState) -> tuple[MachineState, dict[str, Any]]:
@@ -309,106 +214,3 @@ def _check_arguments(shape: MachineShape, traces: Sequence[Trace], trace_index: 
         raise ValueError(f"sample_points={list(sample_points)}: allowed are increasing event numbers up to the length of the traces")
     for trace in traces:
         check_rows(shape, trace.events)
-
-
-def check_rows(shape: MachineShape, events: np.ndarray) -> None:
-    """Refuse an event row that names something outside the machine.
-
-    Raises:
-        ValueError: names the row, the field, the value and what is allowed.
-    """
-    cpu, op, vpn, arg, repeat = np.asarray(events, np.int64).reshape(-1, 5).T
-    is_access = (op == Op.LOAD) | (op == Op.STORE)
-    vma = np.where(op == Op.MMAP, repeat % FIRST_PAGE, 0)
-
-    def need(bad: np.ndarray, field: str, values: np.ndarray, allowed: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad))
-            name = Op(int(op[row])).name if op[row] in set(Op) else op[row]
-            raise ValueError(f"event {row + 1} ({name}): {field}={values[row]}: allowed are {allowed}")
-
-    need((cpu < 0) | (cpu >= shape.num_cpus), "cpu", cpu, f"0 to {shape.num_cpus - 1}")
-    need(~np.isin(op, list(Op)), "op", op, f"0 to {max(Op)}")
-    need((vpn < 0) | (vpn >= shape.num_vpns), "vpn", vpn, f"0 to {shape.num_vpns - 1}")
-    need(is_access & (repeat < 1), "repeat", repeat, "1 or more")
-    is_mmap, files = op == Op.MMAP, shape.num_file_pages
-    need(is_mmap & ((arg < ANON) | (arg >= files)), "arg", arg, f"{ANON} (anonymous) or a file page below {files}")
-    need((op == Op.MMAP) & ((vma >= shape.num_vmas) | (repeat < 0)), "repeat", repeat, f"a VMA id below {shape.num_vmas}")
-    need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
-    need((op == Op.GATHER_FINISH) & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
-    need((op == Op.FILE_WRITE) & ((arg < 0) | (arg >= shape.num_file_pages)), "arg", arg, f"a file page below {shape.num_file_pages}")
-    processes = (op == Op.SWITCH) | (op == Op.RECLAIM)
-    need(processes & ((arg < IDLE) | (arg >= shape.num_processes)), "arg", arg, f"-1 or a process below {shape.num_processes}")
-
-
-class Machines:
-    """A few machines of one shape, stepped by hand, one event each at a time."""
-
-    def __init__(self, shape: MachineShape, params: Sequence[MachineParams], traces: Sequence[Trace], *, backend: str = "auto") -> None:
-        use_all_cores()
-        self.shape, self.num_lanes = shape, len(params)
-        self._runner = make_runner(resolve_backend(backend), shape, tuple(rollout.KERNELS), self.num_lanes, self.num_lanes, 1)
-        states = [init_state(shape, p, trace) for p, trace in zip(params, traces, strict=True)]
-        pad = range(self.num_lanes, self._runner.block)
-        self._lanes = np.array([*range(self.num_lanes), *(0 for _ in pad)], np.int32)
-        self.state: MachineState = jax.tree.map(lambda *leaves: self._runner.put(np.stack(leaves)[self._lanes]), *states)
-        self._history = np.zeros((self.num_lanes, 0, 4), np.int32)
-        self._params = jax.tree.map(lambda *leaves: self._runner.put(np.array(leaves, np.int32)[self._lanes]), *params)
-
-    def step(self, rows: np.ndarray) -> None:
-        """Execute one event per machine, ``int[num_machines, 5]``.
-
-        Raises:
-            EngineFault: a machine faulted.
-        """
-        rows = np.asarray(rows)
-        check_rows(self.shape, rows)
-        cursor = np.array(st.scalar(self.state, "cursor"))
-        self._history = np.concatenate([self._history, rollout.pack_events(rows[:, None, :])], axis=1)
-        events, stop = self._runner.put_shared(self._history), self._runner.put(cursor + 1)
-        self.state = self._runner.run(self._params, self.state, events, self._runner.put(self._lanes), stop)
-        fault = np.array(st.scalar(self.state, "fault"))
-        if fault.any():
-            lane = int(np.argmax(fault != 0))
-            raise EngineFault(int(fault[lane]), lane, int(st.scalar(self.state, "cursor")[lane]))
-
-    def host(self) -> list[MachineState]:
-        """The states as NumPy arrays, one per machine."""
-        host = jax.tree.map(np.array, jax.device_get(self.state))
-        return [jax.tree.map(lambda leaf, i=lane: leaf[i], host) for lane in range(self.num_lanes)]
-
-
-class Machine:
-    """One machine, stepped by hand: scenarios and tests."""
-
-    def __init__(self, shape: MachineShape, params: MachineParams, trace: Trace) -> None:
-        self._machines = Machines(shape, [params], [trace])
-
-    def step(self, row: Sequence[int]) -> None:
-        """Execute one event row (cpu, op, vpn, arg, repeat)."""
-        self._machines.step(np.asarray([row], np.int64))
-
-    def snapshot(self) -> dict[str, Any]:
-        """The whole state in the canonical form of :func:`lufjax.snapshot.snapshot`."""
-        return snapshot(self._machines.shape, self._machines.host()[0])
-
-    def counters(self) -> dict[str, Any]:
-        """Counters and gauges as ints, histograms and ``received`` as lists."""
-        return counters_of(self._machines.host()[0])
-
-    def violations(self) -> dict[str, Any]:
-        """``loads``, ``stores`` by class, and ``first`` (now, cpu, process, vpn) of each class."""
-        return violations_of(self._machines.host()[0])
-
-
-def counters_of(state: MachineState) -> dict[str, Any]:
-    """Counters of one lane on the host."""
-    counted: dict[str, Any] = {name: int(value) for name, value in zip(names.SCALARS, state.counters, strict=True)}
-    counted |= {"events": int(st.scalar(state, "cursor"))} | {name: int(st.scalar(state, name)) for name in names.GAUGES}
-    counted |= {name: row.tolist() for name, row in zip(names.HISTOGRAMS, state.histograms, strict=True)}
-    return counted | {"received": state.received.tolist()}
-
-
-def violations_of(state: MachineState) -> dict[str, Any]:
-    """Violations of one lane on the host."""
-    return {"loads": state.violations[:, 0].tolist(), "stores": state.violations[:, 1].tolist(), "first": state.first.tolist()}
