@@ -6,7 +6,7 @@ TLB entry is judged.
 
 * :mod:`lufjax.sweep`: a run, from a validated config to ``results.nc`` (``lufjax run``).
 * :mod:`lufjax.scenario`: a few events by hand, with a timeline (``lufjax scenario``).
-* :mod:`lufjax.engine`: ``simulate`` for many machines, ``Machine`` for one.
+* :mod:`lufjax.engine`: ``simulate`` for many machines through traces; ``Machine`` for one, stepped by hand.
 * :mod:`lufjax.policy`, :mod:`lufjax.presets`: the record of rules, and reading one.
 * :mod:`lufjax.workloads`: traces.
 

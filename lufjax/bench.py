@@ -164,15 +164,17 @@ def choose_device(device: str | None) -> None:
 
 def cases(chosen: BenchOptions, backend: str) -> list[Case]:
     """What is measured. A lane starts before all frames are in use; the events suffice to go on well after that."""
-    lanes, events = (64, 240_000) if backend == "native" else (2048, 12_000)
+    on_cpu = jax.default_backend() == "cpu"
+    lanes, events = (64, 240_000) if backend == "native" else (256, 3000) if on_cpu else (2048, 12_000)
     lanes, events = (8, 3000) if chosen.quick else (chosen.lanes or lanes, chosen.events or events)
+    big_size = (engine.num_cores(), 1_500_000) if backend == "native" and not chosen.quick else (1, 3000)
     frames = 256 if chosen.quick else 1024
     eight = ("machine=default", "num_cpus=8", "workload.file_pages=3968")
     big = ("machine=big", "num_cpus=64", "workload=llm", "workload.file_pages=262016", "workload.num_processes=4")
     return [
         Case("llm_8cpu", (*eight, "workload=llm"), POLICIES, frames, lanes, events, 8),
         Case("random_read_8cpu", (*eight, "workload=random_read"), POLICIES, frames, lanes, events, 8),
-        Case("llm_64cpu_big", big, ("linux", "luf_v10"), 65536, *((1, 3000) if chosen.quick else (engine.num_cores(), 1_500_000)), 1),
+        Case("llm_64cpu_big", big, ("linux", "luf_v10"), 65536, *big_size, 1),
     ]
 
 

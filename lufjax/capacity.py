@@ -45,6 +45,22 @@ def need(config: RunConfig, groups: Sequence[Group], bytes_per_lane: Callable[[M
     return Need(STATE_COPIES * chunk, 2 * traces + config.engine.trace_cache_mib * MIB, 2 * results, max(lanes), min(lanes))
 
 
+EVENT_BYTES = 100
+"""One event row of a trace while the trace is built, and packed for the engine."""
+
+
+def refuse_long_traces(config: RunConfig, limit: int) -> None:
+    """Refuse, before any trace is built, events that cannot fit for a single trace.
+
+    Raises:
+        ValueError: one line naming the option to lower.
+    """
+    allowed = limit * config.engine.memory_percent // 100
+    if EVENT_BYTES * config.num_events > allowed:
+        wanted = EVENT_BYTES * config.num_events // MIB
+        raise ValueError(f"num_events={config.num_events}: one trace takes {wanted} MiB, and {allowed // MIB} MiB are allowed; lower it")
+
+
 def lanes_at_once(config: RunConfig) -> int:
     """Lanes whose state is in memory at a time."""
     from lufjax import engine

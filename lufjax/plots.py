@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import json
 import logging
 import re
@@ -198,7 +199,9 @@ def _shade() -> str:
 def _save(figure: Figure, data: dict[str, pd.DataFrame], stem: Path) -> list[Path]:
     """Write PNG, PDF and CSV files without a date or a software name; the layout is computed once for both pictures."""
     png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
-    figure.draw_without_rendering()
+    with warnings.catch_warnings():  # a figure with very few points keeps the default layout
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        figure.draw_without_rendering()
     figure.set_layout_engine(None)
     figure.savefig(png, metadata={"Software": None})
     figure.savefig(pdf, metadata={"CreationDate": None, "Title": stem.name})

@@ -35,6 +35,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Path:
     """
     began, started = provenance.now(), time.monotonic()
     engine.use_all_cores()
+    capacity.refuse_long_traces(config, capacity.memory_limit())
     source = TraceSource(config.workloads, config.num_events, config.engine.trace_cache_mib * 2**20)
     groups = plan(config, source)
     needed = capacity.need(config, groups, engine.bytes_per_lane)

@@ -88,12 +88,17 @@ def gather_calls(
 
 
 def gather_pages(op: Op, vpns: np.ndarray, new_vma: IntArray, free_tables: int) -> np.ndarray:
-    """Expand one call on pages that need not be neighbours; as :func:`gather_calls` otherwise."""
+    """Expand one call on pages that need not be neighbours; each part spans at most ``GATHER_SLOTS`` vpns. Otherwise as :func:`gather_calls`."""
     pages = rows_of(int(op), vpns, new_vma)
-    finishes = rows_of(int(Op.GATHER_FINISH), np.zeros(-(-pages.shape[0] // GATHER_SLOTS), dtype=np.int32))
+    after, low, high = [], int(vpns[0]), int(vpns[0])
+    for index, vpn in enumerate(vpns.tolist()):
+        low, high = min(low, vpn), max(high, vpn)
+        if high - low >= GATHER_SLOTS:
+            after.append(index)
+            low = high = vpn
+    finishes = rows_of(int(Op.GATHER_FINISH), np.zeros(len(after) + 1, dtype=np.int32))
     finishes[-1, 2] = free_tables
-    after = np.minimum(GATHER_SLOTS * np.arange(1, finishes.shape[0] + 1), pages.shape[0])
-    return np.insert(pages, after, finishes, axis=0)
+    return np.insert(pages, [*after, pages.shape[0]], finishes, axis=0)
 
 
 def in_order(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

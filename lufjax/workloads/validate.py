@@ -148,8 +148,8 @@ class _Walk:
         if gather[0] != op:
             self.fail(row, "op", f"a gather of kind {Op(gather[0]).name} is open")
         gather[2].add(vpn)
-        if len(gather[2]) > self.trace.attrs["gather_slots"]:
-            self.fail(row, "vpn", f"gather of more than gather_slots={self.trace.attrs['gather_slots']} pages")
+        if max(gather[2]) - min(gather[2]) >= self.trace.attrs["gather_slots"]:
+            self.fail(row, "vpn", f"gather that spans more than gather_slots={self.trace.attrs['gather_slots']} pages")
         vma = self.vma[process][vpn]
         if vma < 0:
             return

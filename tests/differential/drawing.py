@@ -118,8 +118,6 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         arg = int(wish.repeat == 3)
     elif op == FILE_WRITE:
         arg = wish.pick % sizes["num_file_pages"]
-    elif op == RECLAIM:
-        arg = wish.pick % (sizes["num_processes"] + 1) - 1
-    elif op == SWITCH:
+    elif op in (RECLAIM, SWITCH):
         arg = wish.pick % (sizes["num_processes"] + 1) - 1
     return [wish.cpu, op, wish.vpn, arg, repeat]

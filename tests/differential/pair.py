@@ -10,9 +10,11 @@ import numpy as np
 
 from lufjax import rollout
 from lufjax import state as st
-from lufjax.engine import check_rows, counters_of, make_runner, violations_of
+from lufjax.event_check import check_rows
+from lufjax.machines import counters_of, violations_of
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
+from lufjax.runners import make_runner
 from lufjax.snapshot import snapshot
 from lufjax.state import MachineState, init_state
 from lufjax.trace import Trace

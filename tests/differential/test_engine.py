@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 
-from lufjax.engine import Machines
+from lufjax.machines import Machines
 from tests.differential.drawing import SKIP, Drawn, machines, row_of
 from tests.differential.pair import (
-    engine_record, fault_of, first_difference, oracle_record, params_of, shape_of, states_after, trace_of,
+    engine_record,
+    fault_of,
+    first_difference,
+    oracle_record,
+    params_of,
+    shape_of,
+    states_after,
+    trace_of,
 )  # fmt: skip
 from tests.oracle import Oracle
 from tests.oracle.generate import SHAPES, random_events, random_machine

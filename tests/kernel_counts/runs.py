@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -85,8 +85,8 @@ class Step:
     """One event of a stepped run: its row, the state before and after it, and by how much the counters grew."""
 
     row: list[int]
-    before: dict[str, Any]
-    after: dict[str, Any]
+    before: dict[str, Any] = field(repr=False)
+    after: dict[str, Any] = field(repr=False)
     grew: dict[str, int]
 
 

@@ -43,7 +43,7 @@ def test_a_process_on_one_of_many_cpus_is_not_batched_either(mode: str) -> None:
 @pytest.mark.parametrize(("actors", "busy", "sleepers"), [(4, 0, 0), (1, 3, 0), (1, 0, 3), (2, 0, 2)])
 def test_the_batch_mask_holds_every_other_thread_asleep_or_not(mode: str, actors: int, busy: int, sleepers: int) -> None:
     seen = 0
-    for step in steps(mode, 8, num_events=290 if busy else 110, actors=actors, busy=busy, sleepers=sleepers):
+    for step in steps(mode, 8, num_events=330 if busy else 110, actors=actors, busy=busy, sleepers=sleepers):
         if step.after["need_flush"]:
             seen += 1
             assert step.after["U"] == step.after["cpumask"][0] == 0b1111, "the mask of the batch: N CPUs, so N-1 beside the flushing one"

@@ -16,13 +16,14 @@ from tests.contract.small_run import SmallRun, assert_same, build_trace, pick_la
 
 NUM_EVENTS = 4000
 POLICIES = ("linux", "linux_6_15", "luf_v10", "luf_naive", "fpr", "latr")
-SMALL_CHURN = {"num_files": 16, "hot_pages": 2}
+SMALL_CHURN = {"num_files": 64, "hot_pages": 2, "ranges": 8}
+PRESSURE = 6
 
 
 @pytest.fixture(scope="module")
 def run() -> SmallRun:
     """Six policies on two traces of a workload that maps, reclaims and switches nothing off."""
-    return small_run([build_trace("churn", 4, seed, NUM_EVENTS, **SMALL_CHURN) for seed in (0, 1)], POLICIES)
+    return small_run([build_trace("churn", 4, seed, NUM_EVENTS, **SMALL_CHURN) for seed in (0, 1)], POLICIES, pressure=PRESSURE)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def whole(run: SmallRun) -> Samples:
 
 
 def test_cpus_that_a_trace_does_not_use_change_nothing(run: SmallRun, whole: Samples) -> None:
-    wide = small_run([build_trace("churn", 4, seed, NUM_EVENTS, **SMALL_CHURN) for seed in (0, 1)], POLICIES, num_cpus=40)
+    wide = small_run([build_trace("churn", 4, seed, NUM_EVENTS, **SMALL_CHURN) for seed in (0, 1)], POLICIES, pressure=PRESSURE, num_cpus=40)
     samples = wide.samples([1000, NUM_EVENTS])
     assert not samples.received[..., 4:].any()
     cut = Samples(samples.counters, samples.histograms, samples.received[..., :4], samples.violations, samples.first_violation)
@@ -71,14 +72,14 @@ def test_larger_compiled_sizes_change_nothing(run: SmallRun, whole: Samples) -> 
     shape = run.shape
     traces = [build_trace("churn", 4, seed, NUM_EVENTS, **SMALL_CHURN) for seed in (0, 1)]
     larger = small_run(
-        traces, POLICIES, num_frames=shape.num_frames + 33, num_vpns=shape.num_vpns + 7, num_processes=shape.num_processes + 1,
+        traces, POLICIES, pressure=PRESSURE, num_frames=shape.num_frames + 33, num_vpns=shape.num_vpns + 7, num_processes=shape.num_processes + 1,
         rmap_slots=shape.rmap_slots + 3, gather_slots=shape.gather_slots + 5, batch_slots=20, pcp_slots=19,
     )  # fmt: skip
     assert_same(larger.samples([1000, NUM_EVENTS]), whole)
 
 
 def test_device_counts_and_backends_change_nothing() -> None:
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "tests.metamorphic.devices"]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=400)
