@@ -14,7 +14,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     Raises:
         ValueError: names the row, the field, the value and what is allowed.
     """
-    cpu, op, vpn, arg, repeat = np.asarray(events, np.int64).reshape(-1, 5).T
+    cpu, op, vpn, arg, repeat = np.ascontiguousarray(np.asarray(events).reshape(-1, 5).T)
     is_access = (op == Op.LOAD) | (op == Op.STORE)
     vma = np.where(op == Op.MMAP, repeat % FIRST_PAGE, 0)
 

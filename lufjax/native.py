@@ -185,7 +185,8 @@ def run_block(
         RuntimeError: a lane needs a phase that its operations did not announce.
     """
     packed = np.ascontiguousarray(np.stack([np.asarray(leaf, np.int32) for leaf in [*params[:-1], *params.policy]], -1))
-    arrays = [*(jax.block_until_ready(leaf) for leaf in state), packed, events]
+    state, events, trace_index, stop = jax.block_until_ready((state, events, trace_index, stop))
+    arrays = [*state, packed, events]
     bases = (ctypes.c_void_p * len(arrays))(*(_address(array) for array in arrays))
     strides = (ctypes.c_int64 * len(arrays))(*(math.prod(array.shape[1:]) for array in arrays))
     bad = compiled.run(

@@ -74,7 +74,7 @@ def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int
 
     compiled = native.compile_for(shape, program)
     workers = max(1, num_devices or num_cores())
-    block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // workers)))
+    block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // (4 * workers))))
     device = jax.devices("cpu")[0]
 
     def put(array: np.ndarray) -> jax.Array:

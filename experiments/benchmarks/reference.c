@@ -1076,10 +1076,8 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
     int m = M->cpu[c].loaded;
     struct process *mm = &M->process[m];
     struct page *page = &M->page[m * M->num_vpns + v];
-    if (packed >= FIRST_PAGE) {
-        M->vma_flag[vma] = 0;
-        if (lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) discharge_all(M, c, PAY_MAPPING);
-    }
+    bool is_first = packed >= FIRST_PAGE;
+    if (is_first && lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) discharge_all(M, c, PAY_MAPPING);
     if (lane->va_rule && page->marker) {
         if (mm->va_debt) flush_mm(M, c, m, ALL, false, PAY_MAPPING);
         page->marker = 0;
@@ -1099,6 +1097,7 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
         flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
         page->marker = 0;
     }
+    if (is_first) M->vma_flag[vma] = 0;
     page->vma = (int16_t)vma;
     page->backing = backing == NONE ? fresh_id(M, NONE) : backing;
     advance_promise(M, page, false);

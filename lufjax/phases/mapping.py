@@ -84,10 +84,9 @@ def _enter(m: Draft, enabled: Array, row: Array, is_mapped: Array) -> Array:
 
 
 def _mmap_hook(m: Draft, enabled: Array) -> Array:
-    """First page of a call: the VMA's bit starts clear; a writable mapping may pay every debt. Returns whether a flush was requested."""
+    """First page of a call: a writable mapping may pay every debt. Returns whether a flush was requested."""
     vma, is_first = m.repeat & (FIRST_PAGE - 1), m.repeat >= FIRST_PAGE
     writable = (m.get("vma", vma) & VmaFlag.WRITE) != 0
-    m.put("vma_flag", vma, 0, enabled & is_first)
     return m.discharge_all(enabled & is_first & writable & (m.rules.mmap_flush == 1), Phase.MAPPING_VA, Payer.MAPPING)
 
 
@@ -195,7 +194,7 @@ def fixed(m: Draft, enabled: Array) -> None:
 
 
 def map_page(m: Draft, enabled: Array) -> None:
-    """The new mapping of an MMAP, and its promise at once."""
+    """The new mapping of an MMAP, and its promise at once; the policy bit of a new VMA starts clear."""
     vma, is_anon = m.repeat & (FIRST_PAGE - 1), m.arg == ANON
     m.fault(Fault.ANON_POOL_EMPTY, enabled & is_anon & (m.r.anon_top <= 0))
     fresh, _ = frames.take_anon(m, jnp.full_like(m.arg, -1), enabled & is_anon)
@@ -203,5 +202,6 @@ def map_page(m: Draft, enabled: Array) -> None:
     writable = (m.get("vma", vma) & VmaFlag.WRITE) != 0
     promise = backing * 4 + writable.astype(jnp.int32) * 2 + 1
     m.put("page", (m.pid, slice(st.VMA, st.EPOCH + 1)), jnp.stack([vma, backing, promise, m.now]), enabled)
+    m.put("vma_flag", vma, 0, enabled & (m.repeat >= FIRST_PAGE))
     m.put("gather", m.c, jnp.zeros((6,), jnp.int32), enabled)
     m.complete(enabled)

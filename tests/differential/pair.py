@@ -68,20 +68,32 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str:
 
 
 def states_after(shape: MachineShape, params: MachineParams, trace: Trace, points: Sequence[int]) -> list[MachineState]:
-    """The engine's states after each of the numbers of events ``points``, on the host; one lane for each, run natively."""
-    check_rows(shape, trace.events)
-    runner = make_runner("native", shape, tuple(rollout.KERNELS), len(points), len(points), 1)
-    start = init_state(shape, params, trace)
+    """The engine's states after each of the numbers of events ``points``, on the host; run natively."""
+    return states_of([params], shape, [trace], points, backend="native")[0]
 
-    def lanes(leaf: Any) -> jax.Array:
-        return runner.put(np.repeat(np.asarray(leaf)[None], len(points), axis=0))
 
-    own = MachineParams(*(lanes(np.int32(x)) for x in params[:-1]), policy=FlushPolicy(*(lanes(np.int32(x)) for x in params.policy)))
-    events = runner.put_shared(rollout.pack_events(trace.events[None]))
-    which, stop = runner.put(np.zeros(len(points), np.int32)), runner.put(np.array(points, np.int32))
-    state = runner.run(own, jax.tree.map(lanes, start), events, which, stop)
-    host = jax.tree.map(np.array, jax.device_get(state))
-    return [jax.tree.map(lambda leaf, i=lane: leaf[i], host) for lane in range(len(points))]
+def states_of(
+    params: Sequence[MachineParams], shape: MachineShape, traces: Sequence[Trace], points: Sequence[int], *, backend: str
+) -> list[list[MachineState]]:  # fmt: skip
+    """States of several machines after each of the numbers of events ``points``: one lane for each machine and point.
+
+    Traces have the same length. XLA needs a power of two of lanes.
+    """
+    for trace in traces:
+        check_rows(shape, trace.events)
+    num_lanes = len(traces) * len(points)
+    runner = make_runner(backend, shape, tuple(rollout.KERNELS), num_lanes, num_lanes, 1)
+
+    def lanes(*leaves: Any) -> Any:
+        return runner.put(np.repeat(np.stack([np.asarray(leaf) for leaf in leaves]), len(points), axis=0))
+
+    start = jax.tree.map(lanes, *(init_state(shape, own, trace) for own, trace in zip(params, traces, strict=True)))
+    numbers = [jax.tree.map(np.int32, own) for own in params]
+    events = runner.put_shared(rollout.pack_events(np.stack([trace.events for trace in traces])))
+    which, stop = lanes(*np.arange(len(traces), dtype=np.int32)), runner.put(np.tile(np.array(points, np.int32), len(traces)))
+    host = jax.tree.map(np.array, jax.device_get(runner.run(jax.tree.map(lanes, *numbers), start, events, which, stop)))
+    states = [jax.tree.map(lambda leaf, i=lane: leaf[i], host) for lane in range(num_lanes)]
+    return [states[first : first + len(points)] for first in range(0, num_lanes, len(points))]
 
 
 def fault_of(state: MachineState) -> int:

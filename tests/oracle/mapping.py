@@ -138,10 +138,8 @@ def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: 
         return False
     m = s.cpus[c].loaded
     page = s.page(m, v)
-    if is_first:
-        s.vma_flag[vma] = False
-        if s.policy["mmap_flush"] and s.vmas[vma] & WRITE:
-            allocation.discharge_all(s, n, c, "mapping")
+    if is_first and s.policy["mmap_flush"] and s.vmas[vma] & WRITE:
+        allocation.discharge_all(s, n, c, "mapping")
     if s.policy["va_rule"] and page.marker:
         if s.processes[m].va_debt:
             flush.flush_mm(s, n, c, m, None, False, "mapping")
@@ -151,6 +149,8 @@ def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: 
     elif s.policy["munmap_debt_rule"] == PTE_MARKER and page.marker:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
         page.marker = False
+    if is_first:
+        s.vma_flag[vma] = False
     page.vma = vma
     page.backing = backing if backing >= 0 else anonymous.fresh(s, None)
     page.promise = s.mapping_of(page)
