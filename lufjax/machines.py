@@ -26,6 +26,7 @@ class Machines:
     def __init__(self, shape: MachineShape, params: Sequence[MachineParams], traces: Sequence[Trace], *, backend: str = "auto") -> None:
         use_all_cores()
         self.shape, self.num_lanes = shape, len(params)
+        self._is_native = resolve_backend(backend) == "native"
         self._runner = make_runner(resolve_backend(backend), shape, tuple(rollout.KERNELS), self.num_lanes, self.num_lanes, 1)
         states = [init_state(shape, p, trace) for p, trace in zip(params, traces, strict=True)]
         pad = range(self.num_lanes, self._runner.block)
@@ -43,7 +44,9 @@ class Machines:
         rows = np.asarray(rows)
         check_rows(self.shape, rows)
         cursor = np.array(st.scalar(self.state, "cursor"))
-        self._history = np.concatenate([self._history, rollout.pack_events(rows[:, None, :])], axis=1)
+        row = rollout.pack_events(rows[:, None, :])
+        # Native code reads row ``cursor``; XLA clips to the only row, and is not compiled again for a longer trace.
+        self._history = np.concatenate([self._history, row], axis=1) if self._is_native else row
         events, stop = self._runner.put_shared(self._history), self._runner.put(cursor + 1)
         self.state = self._runner.run(self._params, self.state, events, self._runner.put(self._lanes), stop)
         fault = np.array(st.scalar(self.state, "fault"))
