@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
