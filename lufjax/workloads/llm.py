@@ -23,10 +23,10 @@ from lufjax.workloads.options import REPEAT, SKEW, TICK_PERIOD, Option
 
 OPTIONS = {
     "num_processes": Option(2, "processes; CPU c runs process c mod num_processes", 1, 64),
-    "file_pages": Option(4096, "pages of the model file of a process; a multiple of layer_pages", 1),
+    "file_pages": Option(8192, "pages of the model file of a process; a multiple of layer_pages", 1),
     "shared_model": Option(True, "all processes map the same file; false: each its own"),
     "layer_pages": Option(64, "pages of one layer, split among the threads of a process", 1),
-    "hot_pages": Option(8, "anonymous activation pages of a thread", 1, 4096),
+    "hot_pages": Option(2, "anonymous activation pages of a thread", 1, 4096),
     "hot_per_weight": Option(2, "accesses to activations after each weight page: load, store, load, ..", 0, 64),
     "repeat": REPEAT,
     "tick_period": TICK_PERIOD,

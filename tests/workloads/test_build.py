@@ -80,7 +80,7 @@ def test_the_preset_holds_every_option_with_a_comment(name: str):
         ("llm", {"repeat": 0}, "workload.repeat=0: allowed are 1 .."),
         ("llm", {"repeat": 1.5}, "workload.repeat=1.5: expected int"),
         ("llm", {"shared_model": 1}, "workload.shared_model=1: expected bool"),
-        ("llm", {"layer_pages": 60}, "workload.file_pages=4096: must be a multiple"),
+        ("llm", {"layer_pages": 60}, "workload.file_pages=8192: must be a multiple"),
         ("llm", {"tick_period": 3}, "workload.tick_period=3: allowed are 0 or"),
         ("churn", {"busy": 4}, "workload.busy=4"),
         ("munmap", {"actors": 3, "sleepers": 2}, "workload.actors=3"),
