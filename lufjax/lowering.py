@@ -82,7 +82,7 @@ class Lowering:
         if name in ("argmin", "argmax"):
             return [self._arg(name, args[0], params["axes"], dtype_in)]
         if name not in _SCALARS:
-            raise NotImplementedError(f"no translation of the operation {name}: {eqn}")
+            raise RuntimeError(f"no translation of the operation {name}: {eqn}")
         out = eqn.outvars[0].aval
         spread = [np.broadcast_to(arg, out.shape) for arg in args]
         result = np.empty(out.shape, object)
