@@ -26,7 +26,7 @@ from lufjax import state as st
 from lufjax.lowering import Lowering, emit_writes, read_p
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase
-from lufjax.phases.draft import Draft
+from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.policy import FlushPolicy
 from lufjax.rollout import KERNELS
 from lufjax.state import MachineState, init_state
@@ -47,7 +47,7 @@ class NativeProgram:
 
 def trace_kernel(group: str, shape: MachineShape, arrays: dict[str, tuple[tuple[int, ...], Any]]) -> tuple[Any, list[Any]]:
     """The jaxpr of one phase kernel on one machine, and what each of its writes addresses."""
-    targets: list[Any] = []
+    targets: list[Target] = []
 
     def read(array: str, index: tuple[Any, ...]) -> jax.Array:
         size, dtype = arrays[array]
@@ -66,10 +66,8 @@ def trace_kernel(group: str, shape: MachineShape, arrays: dict[str, tuple[tuple[
         params = MachineParams(*fields[:own], policy=FlushPolicy(*fields[own:]))
         draft = Draft(shape, params, read, lambda array: arrays[array][1])
         KERNELS[group](draft, jnp.bool_(True))
-        writes = draft.finish()
-        targets.clear()
-        targets.extend((w.array, w.is_add, tuple(i if isinstance(i, slice) else None for i in w.index)) for w in writes)
-        return [([jnp.asarray(i, jnp.int32) for i in w.index if not isinstance(i, slice)], w.value, w.enabled) for w in writes]
+        targets[:], traced = split_writes(draft.finish())
+        return traced
 
     return jax.make_jaxpr(kernel)(), targets
 

@@ -20,7 +20,7 @@ from lufjax import state as st
 from lufjax.events import Op
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase, alloc, fault, fetch, finish, flush, mapping, other, reclaim
-from lufjax.phases.draft import Draft
+from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
 KERNELS: dict[str, Callable[[Draft, Array], None]] = {
@@ -72,7 +72,7 @@ def run_phase(
 ) -> MachineState:  # fmt: skip
     """Run one group's kernel on ``lanes`` (``int32[slots]``, distinct; lanes outside the block are no-ops)."""
     num_lanes = trace_index.shape[0]
-    shapes: list[tuple[str, bool, tuple[Any, ...]]] = []
+    targets: list[Target] = []
 
     def kernel(lane: Array) -> list[tuple[list[Array], Array, Array]]:
         lane_params = jax.tree.map(lambda leaf: leaf.at[lane].get(mode="clip"), params)
@@ -84,20 +84,13 @@ def run_phase(
 
         draft = Draft(shape, lane_params, read, lambda array: getattr(state, array).dtype)
         KERNELS[group](draft, lane < num_lanes)
-        writes = draft.finish()
-        shapes.clear()
-        shapes.extend((w.array, w.is_add, tuple(i if isinstance(i, slice) else None for i in w.index)) for w in writes)
-        return [([jnp.asarray(i, jnp.int32) for i in w.index if not isinstance(i, slice)], w.value, w.enabled) for w in writes]
+        targets[:], traced = split_writes(draft.finish())
+        return traced
 
-    fields = state._asdict()
-    for (array, is_add, index), (dynamic, value, enabled) in zip(_shapes_of(kernel, lanes, shapes), jax.vmap(kernel)(lanes), strict=True):
+    fields, written = state._asdict(), jax.vmap(kernel)(lanes)
+    for (array, is_add, index), (dynamic, value, enabled) in zip(targets, written, strict=True):
         fields[array] = _apply(fields[array], is_add, index, dynamic, value, enabled, lanes)
     return MachineState(**fields)
-
-
-def _shapes_of(kernel: Callable[[Array], Any], lanes: Array, shapes: list[Any]) -> list[Any]:
-    jax.eval_shape(kernel, jax.ShapeDtypeStruct((), lanes.dtype))
-    return list(shapes)
 
 
 def _apply(target: Array, is_add: bool, index: tuple[Any, ...], dynamic: list[Array], value: Array, enabled: Array, lanes: Array) -> Array:

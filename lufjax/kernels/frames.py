@@ -80,6 +80,11 @@ def move_frames(m: Draft, cpu: Array, left: Array, refills: Array, drains: Array
     return left - moved
 
 
+def join_owner(m: Draft, owner: Array, mm: Array) -> Array:
+    """Owner of a frame's debt once process ``mm`` owes for it too: ``mm`` if nobody else did, else MANY."""
+    return jnp.where((owner < 0) | (owner == mm), mm, m.shape.num_processes)
+
+
 def rmap_add(m: Draft, frame: Array, pid: Array, enabled: Array) -> Array:
     """Note that PTE ``pid`` maps ``frame``, in the lowest empty slot. Returns whether there was none (fault RMAP_FULL)."""
     is_empty = m.get("rmap", frame) < 0

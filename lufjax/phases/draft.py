@@ -36,6 +36,16 @@ class Write(NamedTuple):
     enabled: Array
 
 
+Target = tuple[str, bool, tuple[slice | None, ...]]
+"""What a write addresses, without its values: array, whether it adds, and the index with None for each dynamic part."""
+
+
+def split_writes(writes: list[Write]) -> tuple[list[Target], list[tuple[list[Array], Array, Array]]]:
+    """The static half of writes, and the traced half: dynamic indices, value, enabled."""
+    targets: list[Target] = [(w.array, w.is_add, tuple(i if isinstance(i, slice) else None for i in w.index)) for w in writes]
+    return targets, [([jnp.asarray(i, jnp.int32) for i in w.index if not isinstance(i, slice)], w.value, w.enabled) for w in writes]
+
+
 class Scalars:
     """The scalars of a machine by name; a bank is read when one of its scalars is first used, and written back if one was set."""
 

@@ -90,7 +90,7 @@ def _free_held(m: Draft, frame: Array, mask: Array, enabled: Array) -> None:
     row = m.get("frame", frame)
     is_held = row[st.STATE] == st.HELD
     owner = enabled & (m.r.fin_mode == BY_OWNER)
-    joined = jnp.where((row[st.OWNER] < 0) | (row[st.OWNER] == m.m), m.m, m.shape.num_processes)
+    joined = frames.join_owner(m, row[st.OWNER], m.m)
     owed = jnp.where(owner, m.get("owed", frame) | mask, m.get("owed", frame))
     m.put("owed", frame, owed, owner)
     m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.stack([joined, m.now, m.r.unmap_clock]), owner)

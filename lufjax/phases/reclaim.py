@@ -85,8 +85,7 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     # The debt of the frame, and the trace that each deferred PTE leaves.
     owner = row[st.OWNER]
     for slot in range(m.shape.rmap_slots):
-        joined = jnp.where((owner < 0) | (owner == mms[slot]), mms[slot], m.shape.num_processes)
-        owner = jnp.where(queued[slot], joined, owner)
+        owner = jnp.where(queued[slot], frames.join_owner(m, owner, mms[slot]), owner)
     m.put("owed", frame, m.get("owed", frame) | union, defers)
     m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.stack([owner, m.now, m.r.unmap_clock]), defers)
     m.count("deferred_unmaps", defers)
