@@ -23,6 +23,7 @@ TLB shootdowns under lazy unmap flush policies, simulated in batches.
 
   run [OVERRIDE ...]              simulate a sweep (lufjax run --help lists every setting)
   scenario FILE [policy=NAME]     play a hand-written scenario and check what it expects (--json)
+  litmus FILE ... | --all         play kernel micro-step files and check what they expect (--json)
   policy list | show A | diff A B rules of the presets
   workload list                   workloads of the presets
   plot RUN [cost=NAME]            draw the figures of a run again, with another cost model
@@ -134,6 +135,24 @@ def _scenario(arguments: list[str]) -> int:
     return scenario.main(path, words, name, options.json)
 
 
+def _litmus(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="lufjax litmus", description="Play kernel micro-step files in one batch; format: docs/LITMUS.md.")
+    parser.add_argument("files", nargs="*", help="litmus files, or names of shipped ones (K02, L01_fixed)")
+    parser.add_argument("--all", action="store_true", help="every shipped file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    if options.all == bool(options.files):
+        raise ValueError("lufjax litmus: expected FILE ..., or --all for every shipped file")
+    from lufjax.presets import find_litmus, litmus_files
+    from lufjax.provenance import refuse_broken_jax
+
+    refuse_broken_jax()
+    paths = litmus_files() if options.all else [find_litmus(file) for file in options.files]
+    from lufjax import litmus
+
+    return litmus.main(paths, options.json)
+
+
 def _policy(arguments: list[str]) -> int:
     from lufjax import listing
 
@@ -242,6 +261,7 @@ def _pairs(overrides: Sequence[str], allowed: Sequence[str] | None = None, prefi
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "scenario": _scenario,
+    "litmus": _litmus,
     "policy": _policy,
     "workload": _workload,
     "plot": _plot,

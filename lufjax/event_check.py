@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lufjax.events import ANON, FIRST_PAGE, IDLE, Op
+from lufjax.events import ANON, FIRST_PAGE, IDLE, MicroOp, Op
 from lufjax.params import MachineShape
 
 
@@ -25,7 +25,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
             raise ValueError(f"event {row + 1} ({name}): {field}={values[row]}: allowed are {allowed}")
 
     need((cpu < 0) | (cpu >= shape.num_cpus), "cpu", cpu, f"0 to {shape.num_cpus - 1}")
-    need(~np.isin(op, list(Op)), "op", op, f"0 to {max(Op)}")
+    need(~np.isin(op, [*Op, *MicroOp]), "op", op, f"0 to {max(Op)}, or {min(MicroOp)} to {max(MicroOp)}")
     need((vpn < 0) | (vpn >= shape.num_vpns), "vpn", vpn, f"0 to {shape.num_vpns - 1}")
     need(is_access & (repeat < 1), "repeat", repeat, "1 or more")
     is_mmap, files = op == Op.MMAP, shape.num_file_pages

@@ -39,6 +39,26 @@ class Op(enum.IntEnum):
     TICK = 14
 
 
+class MicroOp(enum.IntEnum):
+    """Kernel micro-steps of a litmus file: edits with no policy behind them (docs/MODEL.md section 11)."""
+
+    PLACE = 64
+    MAP = 65
+    SET_PTE = 66
+    CLEAR_PTE = 67
+    WRITE_PROTECT = 68
+    MAKE_CLEAN = 69
+    FLUSH_PAGE = 70
+    FLUSH_MM = 71
+    FREE_FRAME = 72
+    ALLOC_FRAME = 73
+    FILL = 74
+    WRITE_OBJECT = 75
+    SNAP = 76
+    RETURN = 77
+    PERMIT = 78
+
+
 class VmaFlag(enum.IntFlag):
     """Constant properties of a VMA id; a call that changes permission moves pages to another id."""
 

@@ -102,3 +102,23 @@ def find_config(group: str, file: str) -> Path:
     if shipped.is_file() and path.parent.as_posix() in (".", group, f"conf/{group}"):
         return shipped
     raise ValueError(f"{group}={file}: no such file; allowed are a path, or one of {', '.join(preset_names(group))}")
+
+
+def litmus_files() -> list[Path]:
+    """The shipped litmus files."""
+    return sorted((config_dir() / "litmus").glob("*.litmus"))
+
+
+def find_litmus(file: str) -> Path:
+    """A litmus file by its path, or a shipped one by its name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(file)
+    if path.is_file():
+        return path
+    shipped = {known.stem: known for known in litmus_files()}
+    if path.name != file or path.stem not in shipped:
+        raise ValueError(f"{file}: no such litmus file; allowed are a path, or one of {', '.join(shipped)}")
+    return shipped[path.stem]

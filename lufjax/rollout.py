@@ -17,9 +17,9 @@ import numpy as np
 from jax import Array, lax
 
 from lufjax import state as st
-from lufjax.events import Op
+from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, fault, fetch, finish, flush, mapping, other, reclaim
+from lufjax.phases import GROUPS, Phase, alloc, fault, fetch, finish, flush, mapping, micro, other, reclaim
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -44,6 +44,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "finish": finish.finish,
     "schedule": other.schedule,
     "other": other.other,
+    "micro": micro.micro,
     "complete": other.complete,
     "release": finish.release,
 }
@@ -57,7 +58,8 @@ _OPTIONAL = {
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
     "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, *MicroOp},
+    "micro": set(MicroOp),
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lufjax.events import OP, Op, Violation
+from lufjax.events import OP, MicroOp, Op, Violation
 
 COLUMNS = ("#", "cpu", "event", "page table", "stale TLB entries", "debt", "IPIs", "verdict")
 WIDTH = 120
@@ -17,6 +17,12 @@ _WRAPPED = (3, 4, 5)
 _FREE, _BATCH, _QUARANTINE = 0, 2, 5
 _PRESENT, _WRITABLE, _DIRTY, _MARKER, _FRAME, _VMA = 0, 1, 3, 4, 5, 6
 _STATE, _OWED, _TAG, _CLOCK = 0, 6, 7, 10
+
+
+_PAGE_STEPS = (
+    MicroOp.MAP, MicroOp.SET_PTE, MicroOp.CLEAR_PTE, MicroOp.WRITE_PROTECT, MicroOp.MAKE_CLEAN, MicroOp.FLUSH_PAGE, MicroOp.FILL, MicroOp.RETURN,
+    MicroOp.PERMIT,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _is_named(row: Sequence[int], state: dict[str, Any], process: int, vpn: int)
     cpu, op, named, arg, _ = row
     if op in (Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED):
         return named == vpn and state["loaded"][cpu] == process
-    return op == Op.RECLAIM and named == vpn and arg == process
+    return (op == Op.RECLAIM or op in _PAGE_STEPS) and named == vpn and arg == process
 
 
 def _pte(page: Sequence[int]) -> str:

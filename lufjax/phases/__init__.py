@@ -64,6 +64,7 @@ class Phase(enum.IntEnum):
     RELEASE = 45  # end of the quarantine
     RELEASE_FREE = 46
     COMPLETE = 47  # the event is over
+    MICRO = 48  # one micro-step of a litmus file
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -87,6 +88,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "finish": (Phase.FINISH, Phase.FINISH_HELD, Phase.FINISH_PROMISE),
     "schedule": (Phase.SCHEDULE,),
     "other": (Phase.OTHER, Phase.OTHER_ALLOCATED, Phase.OTHER_WRITE),
+    "micro": (Phase.MICRO,),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),
 }  # fmt: skip

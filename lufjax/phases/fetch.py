@@ -119,14 +119,8 @@ def stale(m: Draft, enabled: Array) -> None:
     index = backing - m.shape.num_file_pages
     parent = jnp.where(index >= 0, m.get("parent", index), -1)
     is_old = (holds & (row[st.VERSION] < truth)) | ((parent >= 0) & (row[st.CONTENT] == parent))
-    classes = jnp.stack([
-        (row[st.HANDED] > filled) & ~exact,
-        advanced & ~exact,
-        is_store & is_mapped & ~is_writable,
-        is_store & named & ((home >> 2 != frame) | ((home & 2) != 0)),
-        ~is_store & named & ~exact & is_old,
-        jnp.zeros_like(exact),
-    ])  # fmt: skip
+    is_reused, is_home = row[st.HANDED] > filled, (home >> 2 == frame) & ((home & 2) == 0)
+    classes = classes_of(is_store, is_mapped, is_writable, exact, is_reused, advanced, named, is_home, is_old)
     assert classes.shape[0] == len(Violation)
     hits = enabled & classes
     column = jnp.where(is_store, 1, 0)
@@ -143,3 +137,18 @@ def stale(m: Draft, enabled: Array) -> None:
     write_content(m, frame, jnp.where(is_mapped, backing, NO_BACKING), truth + 1, stores)
     m.add("backing", (backing, st.TRUTH), 1, stores & is_mapped)
     m.complete(enabled)
+
+
+def classes_of(
+    is_store: Array, is_mapped: Array, is_writable: Array, exact: Array, is_reused: Array, advanced: Array, named: Array, is_home: Array,
+    is_old: Array,
+) -> Array:  # fmt: skip
+    """``bool[classes]``: which classes of docs/MODEL.md section 8 a stale access violates."""
+    return jnp.stack([
+        is_reused & ~exact,
+        advanced & ~exact,
+        is_store & is_mapped & ~is_writable,
+        is_store & named & ~is_home,
+        ~is_store & named & ~exact & is_old,
+        jnp.zeros_like(exact),
+    ])  # fmt: skip

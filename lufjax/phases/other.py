@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
-from lufjax.events import Op, Payer
+from lufjax.events import MicroOp, Op, Payer
 from lufjax.kernels import cpumask, frames
 from lufjax.phases import Phase
 from lufjax.phases.alloc import free_then, owes
@@ -71,6 +71,7 @@ def other(m: Draft, enabled: Array) -> None:
     truth, stored, packed = m.get("backing", page)
     resident = packed >> 2
     _reclaim(m, begin & (m.op == Op.RECLAIM))
+    m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
 
     drains = begin & (m.op == Op.RECLAIM_FLUSH)
     m.put_regs(drains, dr_cpu=m.c, dr_ret=Phase.COMPLETE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import access, allocation, flush, frames, mapping, reclaim
+from . import access, allocation, flush, frames, mapping, micro, reclaim
 from .counting import HISTOGRAMS, Counts
 from .finish import gather_finish
 from .snapshot import snapshot
@@ -61,8 +61,10 @@ class Oracle:
             return _switch(s, n, cpu, arg)
         elif op == TICK:
             _tick(s, n, cpu)
+        elif micro.PLACE <= op <= micro.PERMIT:
+            micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {TICK}")
+            raise ValueError(f"op={op}: allowed are 0 to {TICK}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:
