@@ -23,6 +23,7 @@ TLB shootdowns under lazy unmap flush policies, simulated in batches.
 
   run [OVERRIDE ...]              simulate a sweep (lufjax run --help lists every setting)
   scenario FILE [policy=NAME]     play a hand-written scenario and check what it expects (--json)
+  matrix [FILE ...] [policy=A,B]  every scenario under every policy (--figure FILE, --json)
   litmus FILE ... | --all         play kernel micro-step files and check what they expect (--json)
   policy list | show A | diff A B rules of the presets
   workload list                   workloads of the presets
@@ -133,6 +134,31 @@ def _scenario(arguments: list[str]) -> int:
     from lufjax import scenario
 
     return scenario.main(path, words, name, options.json)
+
+
+def _matrix(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="lufjax matrix", description="Play scenarios under policies in one batch: the verdict matrix.")
+    parser.add_argument("files", nargs="*", help="scenario files or names (all shipped ones by default), and policy=A,B (all presets by default)")
+    parser.add_argument("--figure", help="draw the matrix into this file (.png, .pdf, .svg)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    chosen = _pairs([text for text in options.files if "=" in text], ("policy",))
+    files = [text for text in options.files if "=" not in text]
+    from lufjax.presets import find_config, policy_words, preset_names
+    from lufjax.provenance import refuse_broken_jax
+
+    presets = preset_names("policy") if not chosen else tuple(str(chosen["policy"]).split(","))
+    for preset in presets:
+        policy_words(preset)
+    figure = None if options.figure is None else Path(options.figure)
+    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--figure {figure}: allowed are files that end in .png, .pdf or .svg")
+    refuse_broken_jax()
+    from lufjax import matrix
+    from lufjax.scenario_file import load_scenario
+
+    scenarios = [load_scenario(find_config("scenario", file)) for file in files or preset_names("scenario")]
+    return matrix.main(scenarios, presets, figure, options.json)
 
 
 def _litmus(arguments: list[str]) -> int:
@@ -261,6 +287,7 @@ def _pairs(overrides: Sequence[str], allowed: Sequence[str] | None = None, prefi
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "scenario": _scenario,
+    "matrix": _matrix,
     "litmus": _litmus,
     "policy": _policy,
     "workload": _workload,
