@@ -37,6 +37,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "flush_ceiling": (0, 512),
     "latr_ticks": (1, 1024),
     "quarantine_slots": (0, 1024),
+    "gen_bits": (2, 30),
 }
 """Numeric field -> smallest and largest value allowed."""
 
@@ -72,6 +73,7 @@ class FlushPolicy(NamedTuple):
     flush_ceiling: Any = 33
     latr_ticks: Any = 2
     quarantine_slots: Any = 64
+    gen_bits: Any = 30
 
 
 def from_words(words: dict[str, Any]) -> FlushPolicy:

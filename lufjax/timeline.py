@@ -143,7 +143,7 @@ def _is_paid(state: dict[str, Any], frame: Sequence[Any], rules: Mapping[str, An
     if frame[_STATE] != _FREE:
         return False
     if rules["debt_merge"] == "open_generation":
-        return frame[_TAG] <= state["ugen_done"] or not (state["G"] or state["D"])
+        return frame[_TAG] != state["ugen"] or not (state["G"] or state["D"])
     owing = [cpu for cpu in range(len(state["covered"])) if frame[_OWED] >> cpu & 1]
     return rules["targets"] == "uncovered" and all(state["covered"][cpu] >= frame[_CLOCK] for cpu in owing)
 

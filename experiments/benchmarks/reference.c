@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][34]: the 9 numbers of MachineParams, then the 25 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][35]: the 9 numbers of MachineParams, then the 26 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -71,9 +71,9 @@ struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
     int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
-    int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots;
+    int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 34 * sizeof(int32_t), "a lane record is 34 integers");
+_Static_assert(sizeof(struct lane) == 35 * sizeof(int32_t), "a lane record is 35 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
@@ -298,11 +298,15 @@ static void flush_batch(struct machine *M, int i, cpuset mask, enum payer payer)
 
 /* ---- 9. Debts ---- */
 
+/* Generations are numbers of gen_bits bits; 0 is none. */
+static int32_t next_generation(const struct machine *M, int32_t g) { return g + 1 == 1 << M->lane->gen_bits ? 1 : g + 1; }
+
 /* Flush G and close its generation. */
 static void flush_debts(struct machine *M, int c, enum payer payer) {
     flush_batch(M, c, M->debt_mask, payer);
     M->debt_mask = 0;
-    M->ugen_done = M->ugen++;
+    M->ugen_done = M->ugen;
+    M->ugen = next_generation(M, M->ugen);
     COUNT(discharges)++;
 }
 
@@ -338,7 +342,7 @@ static void take_off(struct machine *M, int c, struct frame *frame, int new_owne
     } else {
         M->debt_mask |= M->deferred_mask;
         M->deferred_mask = 0;
-        if (frame->tag <= M->ugen_done || !M->debt_mask) {
+        if (frame->tag != M->ugen || !M->debt_mask) {
             COUNT(absorbed)++;
         } else {
             flush_debts(M, c, PAY_ALLOC);
@@ -1506,7 +1510,7 @@ static void check_lane(const struct shape *S, const struct lane *lane, int index
         { "frames_in_use", lane->frames_in_use, 0, S->num_frames }, { "pcp_batch", lane->pcp_batch, 1, S->pcp_slots },
         { "pcp_high", lane->pcp_high, 0, S->pcp_slots - 1 }, { "reclaim_batch", lane->reclaim_batch, 1, S->batch_slots },
         { "kswapd_cpu", lane->kswapd_cpu, 0, S->num_cpus - 1 },
-        { "policy.quarantine_slots", lane->quarantine_slots, 0, S->quarantine_slots },
+        { "policy.quarantine_slots", lane->quarantine_slots, 0, S->quarantine_slots }, { "policy.gen_bits", lane->gen_bits, 2, 30 },
     };
     for (size_t k = 0; k < sizeof limits / sizeof *limits; k++)
         if (limits[k].value < limits[k].low || limits[k].value > limits[k].high)

@@ -74,7 +74,7 @@ def _discharge(m: Draft, frame: Array, enabled: Array) -> Array:
     one = unpaid & per_frame
     generation = unpaid & ~per_frame
     debt = m.commit_deferred(generation)
-    open_debt = (row[st.FRAME_TAG] > m.r.ugen_done) & ~cpumask.is_empty(debt)
+    open_debt = (row[st.FRAME_TAG] == m.r.ugen) & ~cpumask.is_empty(debt)
     flushes = (one & ~cpumask.is_empty(mask)) | (generation & open_debt)
     m.count("absorbed", unpaid & ~flushes)
     m.count("discharged_by_foreign", flushes & (m.r.alloc_foreign == 1))

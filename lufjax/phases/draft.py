@@ -225,7 +225,8 @@ class Draft:
         self.count("discharges", enabled)
         self.set_mask("debt_mask", jnp.zeros_like(self.debt_mask), enabled)
         self.put_regs(enabled, ugen_done=self.r.ugen)
-        self.bump("ugen", enabled)
+        is_largest = self.r.ugen + 1 == 1 << self.rules.gen_bits
+        self.put_regs(enabled, ugen=jnp.where(is_largest, 1, self.r.ugen + 1))
 
 
 def _runs(columns: list[int]) -> list[tuple[int, int]]:

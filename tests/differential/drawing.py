@@ -49,6 +49,7 @@ def policies(quarantine_slots: int) -> st.SearchStrategy[dict[str, int]]:
         "flush_ceiling": st.sampled_from((33, 2, 1, 0)),
         "latr_ticks": st.integers(1, 3),
         "quarantine_slots": st.integers(0, quarantine_slots),
+        "gen_bits": st.sampled_from((30, 16, 3, 2)),
     })  # fmt: skip
     presets = st.sampled_from([LINUX, *(record for name, record in sorted(PRESETS.items()) if name != "linux")])
     records = st.fixed_dictionaries({field: st.integers(0, count - 1) for field, count in NUM_CHOICES.items()})

@@ -63,13 +63,27 @@ def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
         n.bump("discharges")
     else:
         _commit(s)
-        if frame.tag <= s.ugen_done or not s.G:
+        if not _is_live(s, frame.tag) or not s.G:
             n.bump("absorbed")
             return
         _flush_generation(s, n, c, "alloc")
     n.observe("age_at_discharge", s.now - frame.since)
     if is_foreign:
         n.bump("discharged_by_foreign")
+
+
+def _successor(s: State, generation: int) -> int:
+    return 1 if generation == 2 ** s.policy["gen_bits"] - 1 else generation + 1
+
+
+def is_older(s: State, a: int, b: int) -> bool:
+    """Whether generation ``a`` is older than ``b`` in the signed comparison of ``gen_bits`` bits."""
+    size = 2 ** s.policy["gen_bits"]
+    return (a - b) % size >= size // 2
+
+
+def _is_live(s: State, tag: int) -> bool:
+    return is_older(s, s.ugen_done, tag) and _successor(s, s.ugen_done) == tag
 
 
 def _commit(s: State) -> None:
@@ -81,7 +95,7 @@ def _flush_generation(s: State, n: Counts, c: int, payer: str) -> None:
     flush.flush_batch(s, n, c, s.G, payer)
     s.G = set()
     s.ugen_done = s.ugen
-    s.ugen += 1
+    s.ugen = _successor(s, s.ugen)
     n.bump("discharges")
 
 

@@ -9,6 +9,7 @@ LINUX = {
     "batched_pending": 1, "munmap_debt_rule": 0, "marker_fault": 0, "va_rule": 0, "write_fault_flush": 0, "mmap_flush": 0,
     "file_write_flush": 0, "cow_flush": 1, "flush_dirty": 1, "switch_flush": 1, "lazy_skip": 1, "mask_on_switch": 0,
     "reclaim_remove": 0, "transport": 0, "trim_period": 100000, "flush_ceiling": 33, "latr_ticks": 2, "quarantine_slots": 64,
+    "gen_bits": 30,
 }  # fmt: skip
 """Linux 6.1; every other preset is written as the difference to it."""
 
@@ -22,7 +23,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "luf_naive": LINUX | _LUF,
     "luf_vma_flag": LINUX | _LUF | {"munmap_debt_rule": 1},
     "luf_pte_marker": LINUX | _LUF | {"munmap_debt_rule": 2},
-    "luf_v10": LINUX | _LUF | {"munmap_debt_rule": 3, "write_fault_flush": 1, "mmap_flush": 1},
+    "luf_v10": LINUX | _LUF | {"munmap_debt_rule": 3, "write_fault_flush": 1, "mmap_flush": 1, "gen_bits": 16},
     "fpr": LINUX | {"reclaim_flush": 4, "defer_pages": 1, "debt_merge": 1, "gather_flush": 3, "va_rule": 1},
     "latr": LINUX | {"gather_flush": 4, "va_rule": 1},
 }
@@ -45,4 +46,5 @@ def random_policy(rng: random.Random, quarantine_slots: int) -> dict[str, int]:
     policy["flush_ceiling"] = rng.choice((0, 1, 2, 33))
     policy["latr_ticks"] = rng.choice((1, 2, 3))
     policy["quarantine_slots"] = rng.randint(0, quarantine_slots)
+    policy["gen_bits"] = rng.choice((2, 3, 16, 30))
     return policy
