@@ -41,6 +41,7 @@ SCALARS: dict[str, tuple[str, str]] = {
     "switches": ("switches", "context switches to another process"),
     "switch_flushes": ("flushes", "flushes at a context switch"),
     "nr_gathers": ("calls", "mapping calls finished"),
+    "atomic_refused": ("frames", "frames that an atomic allocation refused because they owed a flush"),
     "tolerated": ("accesses", "stale accesses that read the right content"),
     "tolerated_epoch": ("accesses", "tolerated stale accesses although the mapping changed since"),
     "events": ("events", "events executed"),

@@ -37,6 +37,7 @@ class Op(enum.IntEnum):
     FREE_FOREIGN = 12
     SWITCH = 13
     TICK = 14
+    ALLOC_ATOMIC = 15
 
 
 class MicroOp(enum.IntEnum):

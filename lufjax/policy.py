@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "absorb": ("off", "on"),
     "targets": ("mm_cpumask", "uncovered"),
     "pending_to": ("head", "tail"),
+    "atomic_alloc": ("flush", "refuse"),
     "gather_flush": ("none", "now", "page", "owner", "ticks"),
     "batched_pending": ("off", "on"),
     "munmap_debt_rule": ("none", "vma_flag", "pte_marker", "pending", "always"),
@@ -54,6 +55,7 @@ class FlushPolicy(NamedTuple):
     absorb: Any = 0
     targets: Any = 0
     pending_to: Any = 0
+    atomic_alloc: Any = 0
     gather_flush: Any = 1
     batched_pending: Any = 1
     munmap_debt_rule: Any = 0

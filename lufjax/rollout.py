@@ -19,7 +19,7 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, fault, fetch, finish, flush, mapping, micro, other, reclaim
+from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, mapping, micro, other, reclaim
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -45,6 +45,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "schedule": other.schedule,
     "other": other.other,
     "micro": micro.micro,
+    "atomic": atomic.atomic,
     "complete": other.complete,
     "release": finish.release,
 }
@@ -58,8 +59,9 @@ _OPTIONAL = {
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
     "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, *MicroOp},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *MicroOp},
     "micro": set(MicroOp),
+    "atomic": {Op.ALLOC_ATOMIC},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 

@@ -224,6 +224,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "switch": ("switch PROCESS | idle", EventList._switch),
     "tick": ("tick", EventList._plain),
     "nop": ("nop", EventList._plain),
+    "alloc_atomic": ("alloc_atomic", EventList._plain),
 }
 """Word -> how it is written, and what makes rows (without the CPU) and words of it."""
 

@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][35]: the 9 numbers of MachineParams, then the 26 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][36]: the 9 numbers of MachineParams, then the 27 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -32,11 +32,11 @@
 typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
-       SWITCH, TICK, NUM_OPS };
+       SWITCH, TICK, ALLOC_ATOMIC, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_SHARED = 8 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
-enum { REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE };
+enum { REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE, ATOMIC_FLUSH };
 enum frame_state { FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE };
 enum { NOTHING = -1, FOREIGN_CONTENT = -2, CORRUPT = -3 };
 enum { RMAP_FULL = 1, GATHER_FULL = 2, ANON_POOL_EMPTY = 4 };
@@ -51,8 +51,8 @@ enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS };
     X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
     X(pgsteal_direct) X(pgpgout) X(nr_tlb_remote_flush) X(nr_tlb_remote_flush_received) X(nr_tlb_local_flush_all) \
     X(nr_tlb_local_flush_one) X(needless) X(ipi_reclaim) X(ipi_mapping) X(ipi_fault) X(ipi_alloc) X(deferred_unmaps) X(absorbed) \
-    X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(tolerated) \
-    X(tolerated_epoch) X(events) X(events_disabled) X(nr_pending)
+    X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(atomic_refused) \
+    X(tolerated) X(tolerated_epoch) X(events) X(events_disabled) X(nr_pending)
 #define AS_ENUM(name) C_##name,
 #define AS_NAME(name) #name,
 enum { SCALARS(AS_ENUM) NUM_SCALARS };
@@ -69,11 +69,11 @@ struct shape {
 };
 struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 35 * sizeof(int32_t), "a lane record is 35 integers");
+_Static_assert(sizeof(struct lane) == 36 * sizeof(int32_t), "a lane record is 36 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
@@ -153,6 +153,16 @@ static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 static inline void tally(struct machine *M, int histogram, int64_t value, int64_t n) {
     int bucket = value <= 0 ? 0 : 64 - __builtin_clzll((uint64_t)value);
     M->count.histogram[histogram][bucket < NUM_BUCKETS ? bucket : NUM_BUCKETS - 1] += n;
+}
+
+/* Count n violations of a class, and note the first. */
+static void violate(struct machine *M, int class, int is_store, int n, int c, int m, int v) {
+    M->count.violations[class][is_store] += n;
+    if (M->first[class][0] != 0) return;
+    M->first[class][0] = M->now;
+    M->first[class][1] = c;
+    M->first[class][2] = m;
+    M->first[class][3] = v;
 }
 
 /* ---- 3. TLB ---- */
@@ -316,7 +326,20 @@ static void discharge_all(struct machine *M, int c, enum payer payer) {
     if (M->debt_mask) flush_debts(M, c, payer);
 }
 
-/* Discharge the debt of a frame that leaves the allocator; `new_owner` is a process, or NONE for ALLOC_FOREIGN. */
+/* Does a take-off pay for its own frame only, and not for the open generation? */
+static bool is_paid_alone(const struct lane *lane) { return lane->reclaim_flush == RECLAIM_OWNER || lane->debt_merge == PER_FRAME; }
+
+/* CPUs that a take-off of the frame by a stranger has to flush. */
+static cpuset unpaid(const struct machine *M, const struct frame *frame) {
+    cpuset targets = frame->owed;
+    int k;
+    if (!is_paid_alone(M->lane)) return targets && frame->tag == M->ugen ? M->debt_mask | M->deferred_mask : 0;
+    if (M->lane->targets)
+        FOR_EACH_CPU(k, frame->owed) if (M->cpu[k].covered >= frame->tag_clock) targets &= ~bit(k);
+    return targets;
+}
+
+/* Discharge the debt of a frame that leaves the allocator; `new_owner` is a process, or NONE if nobody maps it. */
 static void take_off(struct machine *M, int c, struct frame *frame, int new_owner, bool is_foreign) {
     const struct lane *lane = M->lane;
     int64_t sent = COUNT(nr_tlb_remote_flush_received);
@@ -327,27 +350,18 @@ static void take_off(struct machine *M, int c, struct frame *frame, int new_owne
     }
     if (lane->reclaim_flush == RECLAIM_OWNER && frame->owner == new_owner) {
         COUNT(recycled)++;
-    } else if (lane->reclaim_flush == RECLAIM_OWNER || lane->debt_merge == PER_FRAME) {
-        cpuset targets = frame->owed;
-        int k;
-        if (lane->targets)
-            FOR_EACH_CPU(k, frame->owed) if (M->cpu[k].covered >= frame->tag_clock) targets &= ~bit(k);
-        if (targets) {
+    } else {
+        cpuset targets = unpaid(M, frame);
+        discharged = targets != 0;
+        if (!is_paid_alone(lane)) {
+            M->debt_mask |= M->deferred_mask;
+            M->deferred_mask = 0;
+            if (discharged) flush_debts(M, c, PAY_ALLOC);
+        } else if (discharged) {
             flush_batch(M, c, targets, PAY_ALLOC);
             COUNT(discharges)++;
-            discharged = true;
-        } else {
-            COUNT(absorbed)++;
         }
-    } else {
-        M->debt_mask |= M->deferred_mask;
-        M->deferred_mask = 0;
-        if (frame->tag != M->ugen || !M->debt_mask) {
-            COUNT(absorbed)++;
-        } else {
-            flush_debts(M, c, PAY_ALLOC);
-            discharged = true;
-        }
+        if (!discharged) COUNT(absorbed)++;
     }
     if (discharged) {
         if (is_foreign) COUNT(discharged_by_foreign)++;
@@ -632,6 +646,28 @@ static void release(struct machine *M, int i, bool all) {
     }
 }
 
+static void refill(struct machine *M, struct cpu *cpu) {
+    if (cpu->pcp_count == 0)
+        for (int k = smaller(M->lane->pcp_batch, M->num_free); k > 0; k--)
+            cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = M->free[--M->num_free];
+}
+
+/* Take the head off the per-CPU list of c and discharge it. */
+static int take_head(struct machine *M, int c, int new_owner, bool is_foreign) {
+    struct cpu *cpu = &M->cpu[c];
+    int f = cpu->pcp[cpu->pcp_head];
+    struct frame *frame = &M->frame[f];
+    cpu->pcp_head = (cpu->pcp_head + 1) & M->pcp_wrap;
+    cpu->pcp_count--;
+    if (frame->owed) COUNT(nr_pending)--;
+    take_off(M, c, frame, new_owner, is_foreign);
+    frame->handed = M->now;
+    frame->owed = 0;
+    frame->owner = NONE;
+    frame->tag = frame->since = frame->tag_clock = frame->refs = 0;
+    return f;
+}
+
 /* Hand out a frame, or NONE. */
 static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign) {
     const struct lane *lane = M->lane;
@@ -647,24 +683,35 @@ static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign)
             if (cpu->pcp_count == 0 && M->num_free == 0) release(M, c, true);
         }
     }
-    if (cpu->pcp_count == 0)
-        for (int k = smaller(lane->pcp_batch, M->num_free); k > 0; k--)
-            cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = M->free[--M->num_free];
+    refill(M, cpu);
     if (cpu->pcp_count == 0) {
         COUNT(alloc_fail)++;
         return NONE;
     }
-    int f = cpu->pcp[cpu->pcp_head];
-    struct frame *frame = &M->frame[f];
-    cpu->pcp_head = (cpu->pcp_head + 1) & M->pcp_wrap;
-    cpu->pcp_count--;
-    if (frame->owed) COUNT(nr_pending)--;
-    take_off(M, c, frame, new_owner, is_foreign);
-    frame->handed = M->now;
-    frame->owed = 0;
-    frame->owner = NONE;
-    frame->tag = frame->since = frame->tag_clock = frame->refs = 0;
-    return f;
+    return take_head(M, c, new_owner, is_foreign);
+}
+
+/* Hand out a frame to nobody without waiting for other CPUs, or NONE; a flush that it needs all the same is a violation. */
+static int alloc_atomic(struct machine *M, int c) {
+    struct cpu *cpu = &M->cpu[c];
+    int64_t sent = COUNT(nr_tlb_remote_flush_received);
+    uint32_t refused = 0, last;
+    if (M->lane->load_mode && M->num_free < M->lane->wmark_low) M->kswapd_on = true;
+    refill(M, cpu);
+    last = cpu->pcp_count < 3 ? cpu->pcp_count : 3;
+    if (M->lane->atomic_alloc)
+        while (refused < last && unpaid(M, &M->frame[cpu->pcp[(cpu->pcp_head + refused) & M->pcp_wrap]])) refused++;
+    COUNT(atomic_refused) += refused;
+    if (refused == last) {
+        COUNT(alloc_fail)++;
+        return NONE;
+    }
+    int32_t chosen = cpu->pcp[(cpu->pcp_head + refused) & M->pcp_wrap];
+    for (uint32_t k = refused; k > 0; k--) cpu->pcp[(cpu->pcp_head + k) & M->pcp_wrap] = cpu->pcp[(cpu->pcp_head + k - 1) & M->pcp_wrap];
+    cpu->pcp[cpu->pcp_head] = chosen;
+    take_head(M, c, NONE, true);
+    if (COUNT(nr_tlb_remote_flush_received) > sent) violate(M, ATOMIC_FLUSH, 0, 1, c, NONE, NONE);
+    return chosen;
 }
 
 /* ---- 5. Access ---- */
@@ -772,13 +819,7 @@ static void judge_stale(struct machine *M, int c, int m, int v, const struct way
     for (int k = 0; k < NUM_CLASSES; k++) {
         if (!wrong[k]) continue;
         any = true;
-        M->count.violations[k][is_store] += n;
-        if (M->first[k][0] == 0) {
-            M->first[k][0] = M->now;
-            M->first[k][1] = c;
-            M->first[k][2] = m;
-            M->first[k][3] = v;
-        }
+        violate(M, k, is_store, n, c, m, v);
     }
     if (!any) COUNT(tolerated) += n;
     if (!any && advanced) COUNT(tolerated_epoch) += n;
@@ -1140,8 +1181,8 @@ static bool reclaim_event(struct machine *M, int c, int v, int m) {
     return true;
 }
 
-static bool alloc_foreign(struct machine *M, int c) {
-    int f = alloc_frame(M, c, NONE, true);
+/* Frame f, if there is one, is used by somebody who maps nothing. */
+static bool give_away(struct machine *M, int f) {
     if (f == NONE) return true;
     M->frame[f].state = FOREIGN;
     M->frame[f].content = FOREIGN_CONTENT;
@@ -1199,7 +1240,8 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
     case RECLAIM_FLUSH: drain(M, c); return true;
-    case ALLOC_FOREIGN: return alloc_foreign(M, c);
+    case ALLOC_FOREIGN: return give_away(M, alloc_frame(M, c, NONE, true));
+    case ALLOC_ATOMIC: return give_away(M, alloc_atomic(M, c));
     case FREE_FOREIGN: return free_foreign(M, c);
     case SWITCH: return switch_to(M, c, arg);
     case TICK: return tick(M, c);

@@ -58,13 +58,16 @@ class Phase(enum.IntEnum):
     FINISH_HELD = 39
     FINISH_PROMISE = 40
     SCHEDULE = 41  # SWITCH, TICK
-    OTHER = 42  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN
+    OTHER = 42  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, allocations by others
     OTHER_ALLOCATED = 43
     OTHER_WRITE = 44
     RELEASE = 45  # end of the quarantine
     RELEASE_FREE = 46
     COMPLETE = 47  # the event is over
     MICRO = 48  # one micro-step of a litmus file
+    ATOMIC = 49  # an allocation that may not wait for other CPUs
+    ATOMIC_CHOOSE = 50
+    ATOMIC_TAKEN = 51
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -89,6 +92,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "schedule": (Phase.SCHEDULE,),
     "other": (Phase.OTHER, Phase.OTHER_ALLOCATED, Phase.OTHER_WRITE),
     "micro": (Phase.MICRO,),
+    "atomic": (Phase.ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ATOMIC_TAKEN),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
-from lufjax.events import Payer
+from lufjax.events import Op, Payer
 from lufjax.kernels import cpumask, frames
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
@@ -68,21 +68,30 @@ def _discharge(m: Draft, frame: Array, enabled: Array) -> Array:
     m.count("recycled", recycled)
     unpaid = has_debt & ~recycled
 
-    per_frame = by_owner | (m.rules.debt_merge == 1)
-    covered = cpumask.from_bits(m.get("cpu")[:, st.COVERED] >= row[st.CLOCK], m.words)
-    mask = jnp.where(m.rules.targets == 1, owed & ~covered, owed)
-    one = unpaid & per_frame
-    generation = unpaid & ~per_frame
-    debt = m.commit_deferred(generation)
-    open_debt = (row[st.FRAME_TAG] == m.r.ugen) & ~cpumask.is_empty(debt)
-    flushes = (one & ~cpumask.is_empty(mask)) | (generation & open_debt)
+    per_frame = is_paid_alone(m)
+    targets = targets_of(m, row, owed)
+    m.commit_deferred(unpaid & ~per_frame)
+    flushes = unpaid & ~cpumask.is_empty(targets)
     m.count("absorbed", unpaid & ~flushes)
     m.count("discharged_by_foreign", flushes & (m.r.alloc_foreign == 1))
     m.count("discharges", flushes & per_frame)
     m.tally("age_at_discharge", m.now - row[st.SINCE], flushes)
-    m.flush_batch(flushes, Phase.ALLOC_DONE, cpu=m.c, mask=jnp.where(per_frame, mask, debt), payer=Payer.ALLOC)
+    m.flush_batch(flushes, Phase.ALLOC_DONE, cpu=m.c, mask=targets, payer=Payer.ALLOC)
     m.close_generation(flushes & ~per_frame)
     return flushes
+
+
+def is_paid_alone(m: Draft) -> Array:
+    """Whether a take-off pays for its own frame only, not for the open generation."""
+    return (m.rules.reclaim_flush == 4) | (m.rules.debt_merge == 1)
+
+
+def targets_of(m: Draft, row: Array, owed: Array) -> Array:
+    """CPUs that the take-off of a frame by a stranger has to flush: its own, or those of the open generation if it belongs to it."""
+    covered = cpumask.from_bits(m.get("cpu")[:, st.COVERED] >= row[st.CLOCK], m.words)
+    own = jnp.where(m.rules.targets == 1, owed & ~covered, owed)
+    is_open = ~cpumask.is_empty(owed) & (row[st.FRAME_TAG] == m.r.ugen)
+    return jnp.where(is_paid_alone(m), own, jnp.where(is_open, m.debt_mask | m.deferred_mask, jnp.uint32(0)))
 
 
 def pcp(m: Draft, enabled: Array) -> None:
@@ -93,7 +102,8 @@ def pcp(m: Draft, enabled: Array) -> None:
     left = frames.move_frames(m, cpu, jnp.where(refills, m.r.rf_left, m.r.pd_left), refills, drains)
     m.put_regs(refills, rf_left=left)
     m.put_regs(drains, pd_left=left)
-    m.goto(jnp.where(refills, Phase.ALLOC_POP, m.r.pd_ret), enabled & (left == 0))
+    refilled = jnp.where(m.op == Op.ALLOC_ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ALLOC_POP)
+    m.goto(jnp.where(refills, refilled, m.r.pd_ret), enabled & (left == 0))
 
 
 def free_then(m: Draft, frame: Array, cpu: Array, enabled: Array, then: Array | Phase, *, has_debt: Array) -> None:

@@ -66,18 +66,20 @@ def other(m: Draft, enabled: Array) -> None:
     code = m.r.phase
     begin = enabled & (code == Phase.OTHER)
     allocated = enabled & (code == Phase.OTHER_ALLOCATED)
-    is_write, is_foreign = m.op == Op.FILE_WRITE, m.op == Op.ALLOC_FOREIGN
+    is_write = m.op == Op.FILE_WRITE
+    is_foreign = (m.op == Op.ALLOC_FOREIGN) | (m.op == Op.ALLOC_ATOMIC)
     page = m.arg
     truth, stored, packed = m.get("backing", page)
     resident = packed >> 2
     _reclaim(m, begin & (m.op == Op.RECLAIM))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
+    m.goto(Phase.ATOMIC, begin & (m.op == Op.ALLOC_ATOMIC))
 
     drains = begin & (m.op == Op.RECLAIM_FLUSH)
     m.put_regs(drains, dr_cpu=m.c, dr_ret=Phase.COMPLETE)
     m.goto(Phase.DRAIN, drains)
 
-    needs = begin & (is_foreign | (is_write & (resident < 0)))
+    needs = begin & ((m.op == Op.ALLOC_FOREIGN) | (is_write & (resident < 0)))
     m.put_regs(needs, alloc_foreign=is_foreign, alloc_ret=Phase.OTHER_ALLOCATED)
     m.goto(Phase.ALLOC, needs)
     m.complete(allocated & (m.r.alloc_frame < 0))

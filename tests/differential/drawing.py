@@ -13,8 +13,8 @@ from tests.oracle.generate_events import FIRST_PAGE, WEIGHTS
 from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
- TICK) = range(1, 15)  # fmt: skip
-SKIP = 15
+ TICK, ALLOC_ATOMIC) = range(1, 16)  # fmt: skip
+SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
 _OPS = [SKIP, *(op for op, weight in WEIGHTS.items() for _ in range(weight))]

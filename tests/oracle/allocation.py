@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import flush, frames, reclaim
-from .counting import Counts
+from .counting import ATOMIC_FLUSH, Counts
 from .state import QUARANTINE, State
 
 OWNER = 4
@@ -22,15 +22,41 @@ def alloc(s: State, n: Counts, c: int, is_foreign: bool = False) -> int | None:
             reclaim.drain(s, n, c)
             if not cpu.pcp and not s.free and s.quarantine:
                 release(s, n, c, True)
-    if not cpu.pcp:
-        for _ in range(min(s.params["pcp_batch"], len(s.free))):
-            cpu.pcp.append(s.free.pop(0))
+    _refill(s, c)
     if not cpu.pcp:
         n.bump("alloc_fail")
         return None
     f = cpu.pcp.pop(0)
     _take_off(s, n, f, c, is_foreign)
     return f
+
+
+def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
+    """Hand out a frame to nobody, from a context that may not wait for other CPUs."""
+    pcp = s.cpus[c].pcp
+    if s.params["load_mode"] and len(s.free) < s.params["wmark_low"]:
+        s.kswapd_on = True
+    _refill(s, c)
+    looked_at = pcp[:3]
+    while s.policy["atomic_alloc"] and looked_at and _unpaid(s, looked_at[0]):
+        looked_at.pop(0)
+        n.bump("atomic_refused")
+    if not looked_at:
+        n.bump("alloc_fail")
+        return None
+    f = looked_at[0]
+    pcp.remove(f)
+    received = n.scalars["nr_tlb_remote_flush_received"]
+    _take_off(s, n, f, c, True)
+    if n.scalars["nr_tlb_remote_flush_received"] > received:
+        n.violate(ATOMIC_FLUSH, False, 1, (s.now, c, -1, -1))
+    return f
+
+
+def _refill(s: State, c: int) -> None:
+    if not s.cpus[c].pcp:
+        for _ in range(min(s.params["pcp_batch"], len(s.free))):
+            s.cpus[c].pcp.append(s.free.pop(0))
 
 
 def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
@@ -48,24 +74,19 @@ def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
 def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
     frame = s.frames[f]
     new_owner = None if is_foreign else s.cpus[c].loaded
-    by_owner = s.policy["reclaim_flush"] == OWNER
-    if by_owner and frame.owner == new_owner:
+    if s.policy["reclaim_flush"] == OWNER and frame.owner == new_owner:
         n.bump("recycled")
         return
-    if by_owner or s.policy["debt_merge"]:
-        cpus = set(frame.owed)
-        if s.policy["targets"]:
-            cpus = {t for t in cpus if s.cpus[t].covered < frame.tag_clock}
-        if not cpus:
-            n.bump("absorbed")
-            return
+    cpus = _unpaid(s, f)
+    if not _is_paid_alone(s):
+        _commit(s)
+    if not cpus:
+        n.bump("absorbed")
+        return
+    if _is_paid_alone(s):
         flush.flush_batch(s, n, c, cpus, "alloc")
         n.bump("discharges")
     else:
-        _commit(s)
-        if not _is_live(s, frame.tag) or not s.G:
-            n.bump("absorbed")
-            return
         _flush_generation(s, n, c, "alloc")
     n.observe("age_at_discharge", s.now - frame.since)
     if is_foreign:
@@ -84,6 +105,19 @@ def is_older(s: State, a: int, b: int) -> bool:
 
 def _is_live(s: State, tag: int) -> bool:
     return is_older(s, s.ugen_done, tag) and _successor(s, s.ugen_done) == tag
+
+
+def _is_paid_alone(s: State) -> bool:
+    """Whether a take-off pays for its own frame only, not for the open generation."""
+    return s.policy["reclaim_flush"] == OWNER or bool(s.policy["debt_merge"])
+
+
+def _unpaid(s: State, f: int) -> set[int]:
+    """CPUs that a take-off of frame ``f`` by a stranger has to flush."""
+    frame = s.frames[f]
+    if _is_paid_alone(s):
+        return {t for t in frame.owed if not s.policy["targets"] or s.cpus[t].covered < frame.tag_clock}
+    return s.G | s.D if frame.owed and _is_live(s, frame.tag) else set()
 
 
 def _commit(s: State) -> None:

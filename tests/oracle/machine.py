@@ -12,7 +12,7 @@ from .snapshot import snapshot
 from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK) = range(15)  # fmt: skip
+ SWITCH, TICK, ALLOC_ATOMIC) = range(16)  # fmt: skip
 FIRST_PAGE = 65536
 
 
@@ -54,7 +54,9 @@ class Oracle:
         if op == RECLAIM_FLUSH:
             reclaim.drain(s, n, cpu)
         elif op == ALLOC_FOREIGN:
-            _alloc_foreign(s, n, cpu)
+            _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True))
+        elif op == ALLOC_ATOMIC:
+            _give_away(s, allocation.alloc_atomic(s, n, cpu))
         elif op == FREE_FOREIGN:
             return _free_foreign(s, n, cpu)
         elif op == SWITCH:
@@ -64,7 +66,7 @@ class Oracle:
         elif micro.PLACE <= op <= micro.PERMIT:
             micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {TICK}, and {micro.PLACE} to {micro.PERMIT}")
+            raise ValueError(f"op={op}: allowed are 0 to {ALLOC_ATOMIC}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:
@@ -110,8 +112,8 @@ def _reclaim(s: State, n: Counts, cpu: int, vpn: int, process: int) -> bool:
     return True
 
 
-def _alloc_foreign(s: State, n: Counts, cpu: int) -> None:
-    f = allocation.alloc(s, n, cpu, is_foreign=True)
+def _give_away(s: State, f: int | None) -> None:
+    """Somebody who maps nothing uses frame ``f``, if there was one."""
     if f is not None:
         s.frames[f].state, s.frames[f].content = FOREIGN, FOREIGN_DATA
         s.foreign.append(f)

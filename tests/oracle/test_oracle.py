@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from . import Oracle, invariants, scenario
-from .counting import LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE
+from .counting import ATOMIC_FLUSH, LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE
 from .generate import SHAPES, random_events, random_machine, random_params, random_trace
 from .policies import PRESETS
 from .scenario import (
+    ALLOC_ATOMIC,
     ALLOC_FOREIGN,
     ANON_NONE,
     ANON_RO,
@@ -20,6 +21,7 @@ from .scenario import (
     DONTNEED,
     FILE_WRITE,
     FINISH,
+    FREE_FOREIGN,
     LOAD,
     MMAP,
     MPROTECT,
@@ -125,6 +127,43 @@ def _random_run(policy: str, load_mode: int, seed: int, num_events: int) -> Orac
         oracle.step(row)
     assert not oracle.faults
     return oracle
+
+
+OWING = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH)]
+
+
+@pytest.mark.parametrize(("policy", "sends"), [("linux", 0), ("never", 0), ("luf_v10", 1), ("fpr", 1)])
+def test_an_atomic_allocation_may_not_send_what_its_frame_owes(policy: str, sends: int) -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}, policy), [*OWING, (2, ALLOC_ATOMIC, 5)])
+    assert oracle.violations()["loads"][ATOMIC_FLUSH] == sends
+    assert oracle.violations()["first"][ATOMIC_FLUSH] == ([4, 2, -1, -1] if sends else [0, 0, 0, 0])
+    assert (oracle.counters()["discharged_by_foreign"], oracle.counters()["ipi_alloc"]) == (sends, 2 * sends)
+
+
+@pytest.mark.parametrize(("others", "refused", "fails"), [([], 1, 1), ([(2, ALLOC_FOREIGN), (2, FREE_FOREIGN)], 1, 0)])
+def test_a_frame_that_owes_is_refused_where_it_lies(others: list[tuple[int, ...]], refused: int, fails: int) -> None:
+    oracle = scenario.machine({0: (SHARED_RO, 0)}, "luf_v10", atomic_alloc=1)
+    scenario.run(oracle, [*others, *OWING])
+    before = list(oracle.state.cpus[2].pcp)
+    scenario.run(oracle, [(2, ALLOC_ATOMIC)])
+    counters = oracle.counters()
+    assert (counters["atomic_refused"], counters["alloc_fail"], counters["ipi_alloc"]) == (refused, fails, 0)
+    assert oracle.state.cpus[2].pcp == (before if fails else [before[0], *before[2:]])
+    assert not scenario.violated(oracle)
+
+
+def test_an_atomic_allocation_looks_at_three_frames_and_does_not_reclaim() -> None:
+    reclaimed = [(1, LOAD, v) for v in range(3)] + [(2, RECLAIM, v) for v in range(3)]
+    oracle = scenario.machine({v: (SHARED_RO, v) for v in range(3)}, "luf_v10", atomic_alloc=1, pcp_high=7)
+    scenario.run(oracle, [(2, ALLOC_FOREIGN), (2, FREE_FOREIGN), *reclaimed, (2, RECLAIM_FLUSH)])
+    before = list(oracle.state.cpus[2].pcp)
+    oracle.state.params.update(load_mode=1, wmark_min=20, wmark_low=20)
+    scenario.run(oracle, [(2, ALLOC_ATOMIC)])
+    counters = oracle.counters()
+    assert len(before) == 5
+    assert oracle.state.cpus[2].pcp == before
+    assert (counters["atomic_refused"], counters["alloc_fail"], counters["allocstall"]) == (3, 1, 0)
+    assert oracle.state.kswapd_on
 
 
 @pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])

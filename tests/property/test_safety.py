@@ -60,7 +60,13 @@ def test_safe_policies_do_not(policy: str, kind: Violation) -> None:
     assert run_script(load_policy(policy), SCRIPTS[kind]) <= allowed
 
 
-def test_every_class_but_the_reserved_one_has_a_script() -> None:
+@pytest.mark.parametrize(("policy", "found"), [("luf_v10", {Violation.ATOMIC_FLUSH}), ("linux", set()), ("never", set())])
+def test_only_a_policy_that_owes_flushes_from_an_allocation_that_may_not_wait(policy: str, found: set[Violation]) -> None:
+    rows = [(1, LOAD, 2, 0, 1), (0, Op.RECLAIM, 2, 0, 1), (0, Op.RECLAIM_FLUSH, 0, 0, 1), (0, Op.ALLOC_ATOMIC, 0, 0, 1)]
+    assert run_script(load_policy(policy), rows) == found
+
+
+def test_every_class_of_accesses_has_a_script() -> None:
     assert set(SCRIPTS) | {Violation.ATOMIC_FLUSH} == set(Violation)
 
 
