@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "munmap_debt_rule": ("none", "vma_flag", "pte_marker", "pending", "always"),
     "marker_fault": ("nothing", "flush"),
     "va_rule": ("off", "on"),
-    "write_fault_flush": ("off", "wp"),
+    "write_fault_flush": ("off", "wp", "before", "after"),
     "mmap_flush": ("off", "on"),
     "file_write_flush": ("off", "on"),
     "cow_flush": ("off", "on"),

@@ -30,6 +30,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "fault": fault.fault,
     "cow": fault.cow,
     "install": fault.install,
+    "hook": fault.hook,
     "alloc": alloc.alloc,
     "pcp": alloc.pcp,
     "reclaim": reclaim.reclaim,

@@ -16,7 +16,10 @@ from lufjax.events import ANON, IDLE, Op, VmaFlag
 from lufjax.workloads.expand import gather_calls, mmap_calls
 
 PROTS = {"none": VmaFlag(0), "r": VmaFlag.READ, "rw": VmaFlag.READ | VmaFlag.WRITE}
-KINDS = {"shared": VmaFlag.MAYWRITE | VmaFlag.SHARED, "private": VmaFlag.MAYWRITE, "anon": VmaFlag.MAYWRITE | VmaFlag.ANON}
+KINDS = {
+    "shared": VmaFlag.MAYWRITE | VmaFlag.SHARED, "readonly": VmaFlag.SHARED, "private": VmaFlag.MAYWRITE, "anon": VmaFlag.MAYWRITE | VmaFlag.ANON,
+}  # fmt: skip
+"""``readonly``: shared, of a file opened for reading only, so that it can never become writable."""
 MAPPING_FIELDS = ("file", "prot", "flags")
 
 
@@ -48,6 +51,8 @@ class EventList:
         first, count = self._pages(pages)
         flags = _choice("flags", fields.get("flags", "shared"), tuple(KINDS))
         prot = _choice("prot", fields.get("prot", "rw" if flags == "anon" else "r"), tuple(PROTS))
+        if flags == "readonly" and prot == "rw":
+            raise ValueError("prot=rw: allowed with flags=readonly are none, r")
         backing = ANON
         if flags == "anon" and "file" in fields:
             raise ValueError(f"file={fields['file']}: flags=anon has no file")
@@ -116,7 +121,8 @@ class EventList:
         prot = "rw" if VmaFlag.WRITE in flags else "r" if VmaFlag.READ in flags else "none"
         if backing == ANON:
             return f"flags=anon prot={prot}"
-        return f"file={backing} prot={prot}{'' if VmaFlag.SHARED in flags else ' flags=private'}"
+        kind = "private" if VmaFlag.SHARED not in flags else "shared" if VmaFlag.MAYWRITE in flags else "readonly"
+        return f"file={backing} prot={prot}{'' if kind == 'shared' else f' flags={kind}'}"
 
     def _gather(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         pages, *more = arguments or [""]
@@ -143,6 +149,8 @@ class EventList:
             old = int(self.page_vma[process, vpn])
             if old < 0:
                 raise ValueError(f"pages={vpn}: nothing is mapped there")
+            if prot == "rw" and not self.vmas[old] & VmaFlag.MAYWRITE:
+                raise ValueError(f"pages={vpn}: mapped with flags=readonly; allowed are prot=none, prot=r")
             if old not in new:
                 new[old] = self._new_vma(self.vmas[old] & ~int(PROTS["rw"]) | int(PROTS[prot]))
             self.page_vma[process, vpn] = new[old]
@@ -211,7 +219,7 @@ _GATHER_USAGE = "PAGES [tables | open]"
 GRAMMAR: dict[str, tuple[str, Expand]] = {
     "load": ("load PAGES [xN]", EventList._access),
     "store": ("store PAGES [xN]", EventList._access),
-    "mmap": ("mmap PAGES file=F | flags=anon [prot=none|r|rw] [flags=shared|private|anon]", EventList._mmap),
+    "mmap": ("mmap PAGES file=F | flags=anon [prot=none|r|rw] [flags=shared|readonly|private|anon]", EventList._mmap),
     "munmap": (f"munmap {_GATHER_USAGE}", EventList._gather),
     "mprotect": (f"mprotect {_GATHER_USAGE} prot=none|r|rw", EventList._gather),
     "madvise_dontneed": (f"madvise_dontneed {_GATHER_USAGE}", EventList._gather),

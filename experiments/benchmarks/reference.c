@@ -33,7 +33,7 @@ typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
        SWITCH, TICK, ALLOC_ATOMIC, NUM_OPS };
-enum { VMA_READ = 1, VMA_WRITE = 2, VMA_SHARED = 8 };
+enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
 enum { REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE, ATOMIC_FLUSH };
@@ -43,6 +43,7 @@ enum { RMAP_FULL = 1, GATHER_FULL = 2, ANON_POOL_EMPTY = 4 };
 enum { RECLAIM_NEVER, RECLAIM_PAGE, RECLAIM_BATCH, RECLAIM_TAKE_OFF, RECLAIM_OWNER };
 enum { DEFER_READ_ONLY, DEFER_CLEAN, DEFER_ANY };
 enum { OPEN_GENERATION, PER_FRAME };
+enum { FAULT_OFF, FAULT_WP, FAULT_BEFORE, FAULT_AFTER };
 enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
 enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS };
 
@@ -733,14 +734,21 @@ static void take_back(struct machine *M, int f) {
     COUNT(pgrescued)++;
 }
 
+/* What a fault pays before or after its PTE can be seen, if the page may ever be written. */
+static void fault_hook(struct machine *M, int c, const struct page *page, int when) {
+    if (M->lane->write_fault_flush == when && (M->vma[page->vma] & (VMA_WRITE | VMA_MAYWRITE))) discharge_all(M, c, PAY_FAULT);
+}
+
 static void install(struct machine *M, int c, int m, int v, int f, bool is_store) {
     struct page *page = &M->page[m * M->num_vpns + v];
     if (page->marker && is_store && M->lane->marker_fault) flush_mm(M, c, m, ALL, false, PAY_FAULT);
+    fault_hook(M, c, page, FAULT_BEFORE);
     page->present = page->accessed = 1;
     page->writable = page->dirty = is_store;
     page->marker = 0;
     page->frame = f;
     rmap_add(M, f, m * M->num_vpns + v);
+    fault_hook(M, c, page, FAULT_AFTER);
     fill_both(M, c, v, (uint32_t)(m * M->num_vpns + v), page);
     if (is_store) perform_store(M, f, page->backing, false);
 }
@@ -778,9 +786,11 @@ static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
     }
     int b = page->backing;
     bool is_own = (flags & VMA_SHARED) || is_anon(M, b);
-    if (is_store && page->present && M->lane->write_fault_flush) discharge_all(M, c, PAY_FAULT);
+    if (is_store && page->present && M->lane->write_fault_flush == FAULT_WP) discharge_all(M, c, PAY_FAULT);
     if (page->present && is_own) {
+        fault_hook(M, c, page, FAULT_BEFORE);
         page->writable = page->dirty = page->accessed = 1;
+        fault_hook(M, c, page, FAULT_AFTER);
         fill_both(M, c, v, (uint32_t)(m * M->num_vpns + v), page);
         perform_store(M, page->frame, b, false);
         return;

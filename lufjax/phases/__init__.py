@@ -68,6 +68,10 @@ class Phase(enum.IntEnum):
     ATOMIC = 49  # an allocation that may not wait for other CPUs
     ATOMIC_CHOOSE = 50
     ATOMIC_TAKEN = 51
+    INSTALL_MARKED = 52  # the marker is paid for
+    INSTALL_BEFORE = 53  # what a fault pays before its PTE can be seen
+    INSTALL_AFTER = 54
+    INSTALL_FILL = 55  # the PTE can be seen, everything is paid
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -76,7 +80,11 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "stale": (Phase.STALE,),
     "fault": (Phase.FAULT, Phase.FAULT_CLASSIFY),
     "cow": (Phase.COW, Phase.COW_FLUSHED),
-    "install": (Phase.INSTALL_READ, Phase.INSTALL_RESIDENT, Phase.INSTALL_COPY, Phase.INSTALL_UPGRADE, Phase.INSTALL),
+    "install": (
+        Phase.INSTALL_READ, Phase.INSTALL_RESIDENT, Phase.INSTALL_COPY, Phase.INSTALL_UPGRADE, Phase.INSTALL_MARKED, Phase.INSTALL,
+        Phase.INSTALL_FILL,
+    ),
+    "hook": (Phase.INSTALL_BEFORE, Phase.INSTALL_AFTER),
     "alloc": (Phase.ALLOC, Phase.ALLOC_TAKE, Phase.ALLOC_RETRY, Phase.ALLOC_POP, Phase.ALLOC_DONE),
     "pcp": (Phase.REFILL, Phase.PCP_DRAIN),
     "reclaim": (Phase.BACKGROUND, Phase.RECLAIM),

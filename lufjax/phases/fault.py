@@ -1,4 +1,4 @@
-"""FAULT, COW, INSTALL: from a missing or read-only PTE to an installed one (docs/MODEL.md section 5)."""
+"""FAULT, COW, INSTALL and its hooks: from a missing or read-only PTE to an installed one (docs/MODEL.md section 5)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lufjax.faults import Fault
 from lufjax.kernels import frames, tlb
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
+
+OFF, WP, BEFORE, AFTER = range(4)
+"""Values of ``write_fault_flush``."""
 
 
 def fault(m: Draft, enabled: Array) -> None:
@@ -26,8 +29,8 @@ def fault(m: Draft, enabled: Array) -> None:
     m.count("segv", begin & ~allowed)
     m.complete(begin & ~allowed)
     begin = begin & allowed
-    hook = begin & is_store & is_present & (m.rules.write_fault_flush == 1)
-    hooked = m.discharge_all(hook, Phase.FAULT_CLASSIFY, Payer.FAULT)
+    pays = begin & is_store & is_present & (m.rules.write_fault_flush == WP)
+    hooked = m.discharge_all(pays, Phase.FAULT_CLASSIFY, Payer.FAULT)
 
     ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
     is_anon = backing >= m.shape.num_file_pages
@@ -36,7 +39,9 @@ def fault(m: Draft, enabled: Array) -> None:
     cow = ~upgrade & is_store & ~is_shared & ~is_anon
     resident = frames.home_of(m, backing)
     m.put_regs(ready, alloc_frame=jnp.where(upgrade, pte >> st.PTE_SHIFT, resident), alloc_foreign=0)
-    m.put_regs(ready, alloc_ret=jnp.where(cow, Phase.COW, Phase.INSTALL_READ))
+    may_write = (flags & (VmaFlag.WRITE | VmaFlag.MAYWRITE)) != 0
+    hook = jnp.where(may_write, m.rules.write_fault_flush, OFF)
+    m.put_regs(ready, alloc_ret=jnp.where(cow, Phase.COW, Phase.INSTALL_READ), fault_hook=hook)
     then = jnp.where(cow | (resident < 0), Phase.ALLOC, Phase.INSTALL_RESIDENT)
     m.goto(jnp.where(upgrade, Phase.INSTALL_UPGRADE, then), ready)
 
@@ -82,17 +87,31 @@ def install(m: Draft, enabled: Array) -> None:
     _arrive(m, frame, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
 
     pte = m.get("pte", m.pid)
-    pays = todo & (code != Phase.INSTALL) & ((pte & st.PTE_MARKER) != 0) & is_store & (m.rules.marker_fault == 1)
-    m.flush_mm(pays, Phase.INSTALL, cpu=m.c, mm=m.m, payer=Payer.FAULT)
-    done = todo & ~pays
-    full = frames.rmap_add(m, frame, m.pid, done & (code != Phase.INSTALL_UPGRADE))
+    filled = todo & (code == Phase.INSTALL_FILL)
+    paid = filled | (todo & (code == Phase.INSTALL))
+    pays = todo & ~paid & (code != Phase.INSTALL_MARKED) & ((pte & st.PTE_MARKER) != 0) & is_store & (m.rules.marker_fault == 1)
+    m.flush_mm(pays, Phase.INSTALL_MARKED, cpu=m.c, mm=m.m, payer=Payer.FAULT)
+    before = todo & ~paid & ~pays & (m.r.fault_hook == BEFORE)
+    m.goto(Phase.INSTALL_BEFORE, before)
+    sets = todo & ~pays & ~before & ~filled
+    full = frames.rmap_add(m, frame, m.pid, sets & ((pte & st.PTE_PRESENT) == 0))
     m.fault(Fault.RMAP_FULL, full)
     write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
-    m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, done)
+    m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, sets)
+    after = sets & (m.r.fault_hook == AFTER)
+    m.goto(Phase.INSTALL_AFTER, after)
+    done = (sets & ~after) | filled
     fill_both(m, frame, is_store, done)
     m.put_regs(done, store_frame=frame)
     m.goto(Phase.STORE, done & is_store)
     m.complete(done & ~is_store)
+
+
+def hook(m: Draft, enabled: Array) -> None:
+    """What a fault on a page that may be written pays, before or after its PTE can be seen."""
+    then = jnp.where(m.r.phase == Phase.INSTALL_BEFORE, Phase.INSTALL, Phase.INSTALL_FILL)
+    m.goto(then, enabled)
+    m.discharge_all(enabled, then, Payer.FAULT)
 
 
 def _arrive(m: Draft, frame: Array, backing: Array, reads: Array, resident: Array) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from . import access, allocation, anonymous, flush, frames
 from .counting import Counts
-from .state import READ, SHARED, WRITE, State
+from .state import MAYWRITE, READ, SHARED, WRITE, Page, State
+
+OFF, WP, BEFORE, AFTER = range(4)
 
 
 def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
@@ -14,11 +16,12 @@ def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
     if not s.flags(page) & READ or (is_store and not s.flags(page) & WRITE):
         n.bump("segv")
         return
-    if is_store and page.present and s.policy["write_fault_flush"]:
+    if is_store and page.present and s.policy["write_fault_flush"] == WP:
         allocation.discharge_all(s, n, c, "fault")
     b = page.backing
     is_private_file = not s.flags(page) & SHARED and not s.is_anon(b)
     if page.present and not is_private_file:
+        _hook(s, n, c, page, BEFORE)
         page.writable = page.dirty = page.accessed = True
         done = True
     elif is_store and is_private_file:
@@ -26,9 +29,16 @@ def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
     else:
         done = _install_backing(s, n, c, m, v, is_store)
     if done:
+        _hook(s, n, c, page, AFTER)
         access.fill_both(s, c, m, v)
         if is_store:
             access.store_by_pte(s, m, v)
+
+
+def _hook(s: State, n: Counts, c: int, page: Page, when: int) -> None:
+    """What a fault pays before or after its PTE can be seen, if the page may ever be written."""
+    if s.policy["write_fault_flush"] == when and s.flags(page) & (WRITE | MAYWRITE):
+        allocation.discharge_all(s, n, c, "fault")
 
 
 def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
@@ -70,7 +80,8 @@ def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool
 
 
 def _install(s: State, n: Counts, c: int, m: int, v: int, f: int, writable: bool) -> None:
-    """Put ``f`` in the PTE, after the marker rule."""
+    """Put ``f`` in the PTE, after the marker rule and the hook."""
     if s.page(m, v).marker and writable and s.policy["marker_fault"]:
         flush.flush_mm(s, n, c, m, None, False, "fault")
+    _hook(s, n, c, s.page(m, v), BEFORE)
     frames.set_pte(s, m, v, f, writable)

@@ -15,7 +15,7 @@ __all__ = ["SHAPES", "VMA_KINDS", "random_events", "random_machine", "random_par
 
 READ, WRITE, MAYWRITE, SHARED, ANON = 1, 2, 4, 8, 16
 VMA_KINDS: tuple[tuple[str, int], ...] = (
-    ("shared", READ | MAYWRITE | SHARED),
+    ("shared", READ | SHARED),
     ("shared", READ | WRITE | MAYWRITE | SHARED),
     ("shared", MAYWRITE | SHARED),
     ("private", READ | MAYWRITE),

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 NUM_CHOICES: dict[str, int] = {
     "reclaim_flush": 5, "defer_pages": 3, "debt_merge": 2, "absorb": 2, "targets": 2, "pending_to": 2, "atomic_alloc": 2, "gather_flush": 5,
-    "batched_pending": 2, "munmap_debt_rule": 5, "marker_fault": 2, "va_rule": 2, "write_fault_flush": 2, "mmap_flush": 2,
+    "batched_pending": 2, "munmap_debt_rule": 5, "marker_fault": 2, "va_rule": 2, "write_fault_flush": 4, "mmap_flush": 2,
     "file_write_flush": 2, "cow_flush": 2, "flush_dirty": 2, "switch_flush": 2, "lazy_skip": 2, "mask_on_switch": 2,
     "reclaim_remove": 2, "transport": 2,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from .tlb import TlbLevel
 
 FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE = range(6)
-READ, WRITE, SHARED = 1, 2, 8
+READ, WRITE, MAYWRITE, SHARED = 1, 2, 4, 8
 Content = tuple[int, int]
 NOTHING: Content = (-1, 0)
 FOREIGN_DATA: Content = (-2, 0)

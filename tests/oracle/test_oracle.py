@@ -166,6 +166,14 @@ def test_an_atomic_allocation_looks_at_three_frames_and_does_not_reclaim() -> No
     assert oracle.state.kswapd_on
 
 
+@pytest.mark.parametrize("rule", [2, 3], ids=["before", "after"])
+@pytest.mark.parametrize(("vma", "op", "sent"), [(SHARED_RO, LOAD, 0), (ANON_RO, LOAD, 2), (SHARED_RW, LOAD, 2), (SHARED_RW, STORE, 2)])
+def test_a_fault_pays_if_its_page_may_ever_be_written(rule: int, vma: int, op: int, sent: int) -> None:
+    pages = {0: (SHARED_RO, 0), 1: (vma, -1 if vma == ANON_RO else 1)}
+    oracle = scenario.run(scenario.machine(pages, "luf_v10", write_fault_flush=rule), [*OWING, (0, op, 1)])
+    assert oracle.counters()["ipi_fault"] == sent
+
+
 @pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])
 @pytest.mark.parametrize("policy", SAFE)
 def test_safe_policies_never_violate(policy: str, load_mode: int) -> None:

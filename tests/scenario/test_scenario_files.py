@@ -83,6 +83,7 @@ def test_words_of_a_page_can_be_written_in_a_file(tmp_path: Path) -> None:
         "store 0 x3",
         "mmap 2 file=3 prot=rw flags=private",
         "mmap 2 flags=anon prot=r",
+        "mmap 3 file=2 prot=r flags=readonly",
         "reclaim 0 of 0",
         "file_write 1",
         "switch idle",
@@ -109,6 +110,7 @@ EVENT_MISTAKES = [
     ("cpu0: mmap 0 prot=r", "file: missing"),
     ("cpu0: mmap 0 file=0 prot=x", "prot=x: allowed are none, r, rw"),
     ("cpu0: mmap 0 file=0 flags=anon", "flags=anon has no file"),
+    ("cpu0: mmap 0 file=0 prot=rw flags=readonly", "prot=rw: allowed with flags=readonly are none, r"),
     ("cpu0: munmap 0 tables open", "allowed is one of them"),
     ("cpu0: munmap 0 prot=r", "prot=r: allowed are open, tables"),
     ("cpu0: mprotect 0", "prot: missing; allowed are none, r, rw"),
@@ -176,3 +178,10 @@ def test_what_is_expected_of_a_policy(tmp_path: Path) -> None:
     assert scenario.expected("luf_v10+mmap_flush:off") == ()
     with pytest.raises(ValueError, match="has no entry for policy=linux"):
         scenario.expected("linux")
+
+
+def test_a_readonly_mapping_never_becomes_writable(tmp_path: Path) -> None:
+    maps = [{**MAP, "flags": "readonly"}]
+    with pytest.raises(ValueError, match=r"events entry 1 .*pages=0: mapped with flags=readonly; allowed are prot=none, prot=r"):
+        load_scenario(written(tmp_path, small(maps=maps, events=[{"cpu0": "mprotect 0 prot=rw"}])))
+    assert load_scenario(written(tmp_path, small(maps=maps))).trace.vmas.tolist() == [VmaFlag.READ | VmaFlag.SHARED]
