@@ -33,6 +33,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need((op == Op.MMAP) & ((vma >= shape.num_vmas) | (repeat < 0)), "repeat", repeat, f"a VMA id below {shape.num_vmas}")
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
     need((op == Op.GATHER_FINISH) & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
+    need((op == Op.ALLOC_FOREIGN) & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
     need((op == Op.FILE_WRITE) & ((arg < 0) | (arg >= shape.num_file_pages)), "arg", arg, f"a file page below {shape.num_file_pages}")
     processes = (op == Op.SWITCH) | (op == Op.RECLAIM)
     need(processes & ((arg < IDLE) | (arg >= shape.num_processes)), "arg", arg, f"-1 or a process below {shape.num_processes}")

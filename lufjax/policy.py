@@ -14,6 +14,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "absorb": ("off", "on"),
     "targets": ("mm_cpumask", "uncovered"),
     "pending_to": ("head", "tail"),
+    "buddy_tag": ("kept", "lost"),
+    "buddy_merge": ("off", "newest"),
+    "refill_tag": ("kept", "task"),
     "atomic_alloc": ("flush", "refuse"),
     "gather_flush": ("none", "now", "page", "owner", "ticks"),
     "batched_pending": ("off", "on"),
@@ -55,6 +58,9 @@ class FlushPolicy(NamedTuple):
     absorb: Any = 0
     targets: Any = 0
     pending_to: Any = 0
+    buddy_tag: Any = 0
+    buddy_merge: Any = 0
+    refill_tag: Any = 0
     atomic_alloc: Any = 0
     gather_flush: Any = 1
     batched_pending: Any = 1

@@ -181,6 +181,11 @@ class EventList:
         self.loaded[cpu] = process if process != IDLE else self.loaded[cpu]
         return [[op, 0, process, 0]], [f"switch {text}"]
 
+    def _alloc(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        if arguments not in ([], ["preempted"]):
+            raise ValueError(f"{' '.join(arguments)}: allowed is preempted")
+        return [[op, 0, len(arguments), 0]], [" ".join([op.name.lower(), *arguments])]
+
     def _plain(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if arguments:
             raise ValueError(f"{' '.join(arguments)}: nothing more is allowed")
@@ -227,7 +232,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "file_write": ("file_write F", EventList._file_write),
     "reclaim": ("reclaim [PAGES of PROCESS]", EventList._reclaim),
     "reclaim_flush": ("reclaim_flush", EventList._plain),
-    "alloc_foreign": ("alloc_foreign", EventList._plain),
+    "alloc_foreign": ("alloc_foreign [preempted]", EventList._alloc),
     "free_foreign": ("free_foreign", EventList._plain),
     "switch": ("switch PROCESS | idle", EventList._switch),
     "tick": ("tick", EventList._plain),

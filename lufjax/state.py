@@ -33,7 +33,7 @@ PTE_SHIFT = 5
 # Columns of ``page``; the promise packs backing * 4 + writable * 2 + mapped.
 VMA, BACKING, PROMISE, EPOCH, CHANGED = range(5)
 # Columns of ``frame``.
-STATE, CONTENT, VERSION, PAGE_OF, HANDED, REFS, FRAME_TAG, OWNER, SINCE, CLOCK = range(10)
+STATE, CONTENT, VERSION, PAGE_OF, HANDED, REFS, FRAME_TAG, OWNER, SINCE, CLOCK, ON_FREE = range(11)
 FREE, USED_STATE, IN_BATCH, HELD, FOREIGN, QUARANTINED = range(6)
 NOTHING, FOREIGN_CONTENT, CORRUPT = -1, -2, -3
 # Columns of ``backing``; ``home`` packs frame * 4 + harvested * 2 + on_store, frame -1 for none.
@@ -60,7 +60,7 @@ class MachineState(NamedTuple):
     page: Any  # [P * V, 5]
     vma: Any  # [A] constant flags
     vma_flag: Any  # [A]
-    frame: Any  # [F, 10]
+    frame: Any  # [F, 11]; ON_FREE: on the global list, kept up where a rule asks for it
     owed: Any  # [F, W]
     rmap: Any  # [F, R]
     link: Any  # [F + 1, 2]; row F is the end of the inactive list: next = oldest, prev = newest
@@ -97,7 +97,7 @@ BANKS: dict[str, tuple[str, ...]] = {
     ),
     "fl": (
         "fl_batch", "fl_cpu", "fl_mm", "fl_start", "fl_end", "fl_tables", "fl_payer", "fl_ret", "fl_sent", "fl_page", "fl_trim", "pd_cpu", "pd_left",
-        "pd_ret", "rf_left", "rl_all", "rl_ret", "fin_mode", "fault_hook",
+        "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook",
     ),
     "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending"),
     "gens": ("ugen", "ugen_done", "unmap_clock", "anon_top", "foreign_count", "q_head", "q_count"),
@@ -175,8 +175,9 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
     backing[shape.num_file_pages :] = (0, 0, -4)
     backing[shape.num_file_pages : shape.num_file_pages + taken, :2] = 1
 
-    frame = full((f, 10))
+    frame = full((f, 11))
     frame[:, CONTENT], frame[:, OWNER], frame[:, PAGE_OF] = NOTHING, -1, -1
+    frame[: int(params.frames_in_use), ON_FREE] = 1
     link = full((f + 1, 2))
     link[f] = f
     free_ring = full((ring_size(f),))

@@ -41,6 +41,9 @@ PRESETS: dict[str, PolicyStyle] = {
     "luf_vma_flag": PolicyStyle(ORANGE, "^", SOLID),
     "luf_pte_marker": PolicyStyle(SKY, "<", DASHED),
     "luf_v10": PolicyStyle(BLUE, "D", SOLID),
+    "luf_v10_as_posted": PolicyStyle(BLUE, "d", DOTTED),
+    "luf_v11": PolicyStyle(BLUE, "*", DASHED),
+    "luf_always": PolicyStyle(ORANGE, ">", DASHDOT),
     "fpr": PolicyStyle(GREEN, "P", SOLID),
     "latr": PolicyStyle(GREEN, "h", DASHDOT),
 }

@@ -143,7 +143,7 @@ def _is_paid(state: dict[str, Any], frame: Sequence[Any], rules: Mapping[str, An
     if frame[_STATE] != _FREE:
         return False
     if rules["debt_merge"] == "open_generation":
-        return frame[_TAG] != state["ugen"] or not (state["G"] or state["D"])
+        return frame[_TAG] not in (0, state["ugen"]) or not (state["G"] or state["D"])
     owing = [cpu for cpu in range(len(state["covered"])) if frame[_OWED] >> cpu & 1]
     return rules["targets"] == "uncovered" and all(state["covered"][cpu] >= frame[_CLOCK] for cpu in owing)
 
@@ -153,7 +153,8 @@ def _debt(state: dict[str, Any], num_processes: int, rules: Mapping[str, Any]) -
     items = []
     for frame, row in enumerate(state["frames"]):
         if row[_OWED] and row[_STATE] in (_FREE, _BATCH, _QUARANTINE):
-            items.append(f"f{frame} {'paid' if _is_paid(state, row, rules) else 'owes ' + cpu_list(row[_OWED])}")
+            is_lost = rules["debt_merge"] == "open_generation" and row[_STATE] == _FREE and not row[_TAG]
+            items.append(f"f{frame} {'paid' if _is_paid(state, row, rules) else 'owes ' + cpu_list(row[_OWED])}{', tag lost' if is_lost else ''}")
     items += [f"f{frame} quarantined" for frame, *_ in state["quarantine"]]
     items += [f"{name}={cpu_list(state[name])}" for name in ("U", "D", "G") if state[name]]
     items += [f"vma{vma} flag" for vma, flag in enumerate(state["vma_flag"]) if flag]

@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][36]: the 9 numbers of MachineParams, then the 27 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][39]: the 9 numbers of MachineParams, then the 30 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -70,11 +70,11 @@ struct shape {
 };
 struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 36 * sizeof(int32_t), "a lane record is 36 integers");
+_Static_assert(sizeof(struct lane) == 39 * sizeof(int32_t), "a lane record is 39 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
@@ -98,6 +98,7 @@ struct frame {
     int32_t prev, next; /* neighbours on lru; row F is the end of the list */
     int32_t content, version, handed, refs, tag, owner, since, tag_clock, homed;
     int32_t state;
+    bool on_free;       /* on the global list */
 };
 struct backing { int32_t truth, stored, home, parent; uint8_t on_store, harvested; };
 struct quarantined { int32_t frame, kind, stamp, process; };
@@ -128,6 +129,7 @@ struct machine {
     int32_t quarantine_head, num_quarantine;
     int32_t *anon_pool, num_pool;
     int32_t ugen, ugen_done, unmap_clock;
+    int32_t task_tag; /* r of section 5 */
     int32_t fault;
     uint32_t pcp_wrap;
     struct sample count;
@@ -312,6 +314,12 @@ static void flush_batch(struct machine *M, int i, cpuset mask, enum payer payer)
 /* Generations are numbers of gen_bits bits; 0 is none. */
 static int32_t next_generation(const struct machine *M, int32_t g) { return g + 1 == 1 << M->lane->gen_bits ? 1 : g + 1; }
 
+/* The newer of two tags in a signed comparison of gen_bits bits. */
+static int32_t latest(const struct machine *M, int32_t a, int32_t b) {
+    if (!a || !b) return a ? a : b;
+    return (a - b) >> (M->lane->gen_bits - 1) & 1 ? b : a;
+}
+
 /* Flush G and close its generation. */
 static void flush_debts(struct machine *M, int c, enum payer payer) {
     flush_batch(M, c, M->debt_mask, payer);
@@ -334,7 +342,7 @@ static bool is_paid_alone(const struct lane *lane) { return lane->reclaim_flush 
 static cpuset unpaid(const struct machine *M, const struct frame *frame) {
     cpuset targets = frame->owed;
     int k;
-    if (!is_paid_alone(M->lane)) return targets && frame->tag == M->ugen ? M->debt_mask | M->deferred_mask : 0;
+    if (!is_paid_alone(M->lane)) return latest(M, M->task_tag, frame->tag) == M->ugen ? M->debt_mask | M->deferred_mask : 0;
     if (M->lane->targets)
         FOR_EACH_CPU(k, frame->owed) if (M->cpu[k].covered >= frame->tag_clock) targets &= ~bit(k);
     return targets;
@@ -345,7 +353,7 @@ static void take_off(struct machine *M, int c, struct frame *frame, int new_owne
     const struct lane *lane = M->lane;
     int64_t sent = COUNT(nr_tlb_remote_flush_received);
     bool discharged = false;
-    if (!frame->owed) {
+    if (is_paid_alone(lane) ? !frame->owed : !latest(M, M->task_tag, frame->tag)) {
         tally(M, IPIS_PER_ALLOC, 0, 1);
         return;
     }
@@ -366,7 +374,7 @@ static void take_off(struct machine *M, int c, struct frame *frame, int new_owne
     }
     if (discharged) {
         if (is_foreign) COUNT(discharged_by_foreign)++;
-        tally(M, AGE_AT_DISCHARGE, M->now - frame->since, 1);
+        if (frame->owed) tally(M, AGE_AT_DISCHARGE, M->now - frame->since, 1);
     }
     tally(M, IPIS_PER_ALLOC, COUNT(nr_tlb_remote_flush_received) - sent, 1);
 }
@@ -458,6 +466,31 @@ static void clear_pte(struct machine *M, struct page *page) {
 
 /* ---- 5, 6. Frames: free, reclaim, alloc ---- */
 
+static inline bool has_free_buddy(const struct machine *M, int f) {
+    return M->lane->buddy_merge && (f ^ 1) < M->lane->frames_in_use && M->frame[f ^ 1].on_free;
+}
+
+/* A frame goes from a per-CPU list to the global list, where it may merge with its buddy. */
+static void push_free(struct machine *M, int f) {
+    struct frame *frame = &M->frame[f];
+    if (M->lane->buddy_tag) frame->tag = 0;
+    if (has_free_buddy(M, f)) frame->tag = M->frame[f ^ 1].tag = latest(M, frame->tag, M->frame[f ^ 1].tag);
+    frame->on_free = true;
+    M->free[M->num_free++] = f;
+}
+
+static int pop_free(struct machine *M) {
+    int f = M->free[--M->num_free];
+    struct frame *frame = &M->frame[f];
+    frame->on_free = false;
+    if (M->lane->refill_tag) {
+        M->task_tag = latest(M, M->task_tag, frame->tag);
+        frame->tag = 0;
+        if (has_free_buddy(M, f)) M->frame[f ^ 1].tag = 0;
+    }
+    return f;
+}
+
 static void free_frame(struct machine *M, int f, int c) {
     struct cpu *cpu = &M->cpu[c];
     struct frame *frame = &M->frame[f];
@@ -475,7 +508,7 @@ static void free_frame(struct machine *M, int f, int c) {
     cpu->pcp_count++;
     if ((int32_t)cpu->pcp_count > M->lane->pcp_high) {
         for (int k = smaller(M->lane->pcp_batch, (int32_t)cpu->pcp_count); k > 0; k--)
-            M->free[M->num_free++] = cpu->pcp[(cpu->pcp_head + --cpu->pcp_count) & M->pcp_wrap];
+            push_free(M, cpu->pcp[(cpu->pcp_head + --cpu->pcp_count) & M->pcp_wrap]);
     }
 }
 
@@ -648,9 +681,10 @@ static void release(struct machine *M, int i, bool all) {
 }
 
 static void refill(struct machine *M, struct cpu *cpu) {
+    M->task_tag = 0;
     if (cpu->pcp_count == 0)
         for (int k = smaller(M->lane->pcp_batch, M->num_free); k > 0; k--)
-            cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = M->free[--M->num_free];
+            cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = pop_free(M);
 }
 
 /* Take the head off the per-CPU list of c and discharge it. */
@@ -669,8 +703,8 @@ static int take_head(struct machine *M, int c, int new_owner, bool is_foreign) {
     return f;
 }
 
-/* Hand out a frame, or NONE. */
-static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign) {
+/* Hand out a frame, or NONE; NONE too if the allocation is preempted after its refill. */
+static int alloc_or_stop(struct machine *M, int c, int new_owner, bool is_foreign, bool is_preempted) {
     const struct lane *lane = M->lane;
     struct cpu *cpu = &M->cpu[c];
     if (lane->load_mode) {
@@ -689,7 +723,11 @@ static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign)
         COUNT(alloc_fail)++;
         return NONE;
     }
-    return take_head(M, c, new_owner, is_foreign);
+    return is_preempted ? NONE : take_head(M, c, new_owner, is_foreign);
+}
+
+static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign) {
+    return alloc_or_stop(M, c, new_owner, is_foreign, false);
 }
 
 /* Hand out a frame to nobody without waiting for other CPUs, or NONE; a flush that it needs all the same is a violation. */
@@ -1250,7 +1288,7 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
     case RECLAIM_FLUSH: drain(M, c); return true;
-    case ALLOC_FOREIGN: return give_away(M, alloc_frame(M, c, NONE, true));
+    case ALLOC_FOREIGN: return give_away(M, alloc_or_stop(M, c, NONE, true, arg == 1));
     case ALLOC_ATOMIC: return give_away(M, alloc_atomic(M, c));
     case FREE_FOREIGN: return free_foreign(M, c);
     case SWITCH: return switch_to(M, c, arg);
@@ -1377,7 +1415,10 @@ static void reset(struct machine *M, const struct lane *lane, const struct trace
         M->frame[f].owner = M->frame[f].homed = NONE;
     }
     M->frame[S->num_frames].prev = M->frame[S->num_frames].next = S->num_frames;
-    for (int f = lane->frames_in_use - 1; f >= 0; f--) M->free[M->num_free++] = f;
+    for (int f = lane->frames_in_use - 1; f >= 0; f--) {
+        M->frame[f].on_free = true;
+        M->free[M->num_free++] = f;
+    }
 }
 
 /* ---- Snapshots: the canonical state as one line of JSON ---- */
@@ -1582,6 +1623,7 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case DONTNEED: return has_page;
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
+    case ALLOC_FOREIGN: return is_within(arg, 0, 2);
     case FILE_WRITE: return is_within(arg, 0, S->num_file_pages);
     case RECLAIM: return arg == NONE || (has_page && is_within(arg, 0, S->num_processes));
     case SWITCH: return is_within(arg, NONE, S->num_processes);

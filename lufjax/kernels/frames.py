@@ -62,10 +62,13 @@ def free_frame(m: Draft, frame: Array, cpu: Array, enabled: Array, *, has_debt: 
 def move_frames(m: Draft, cpu: Array, left: Array, refills: Array, drains: Array) -> Array:
     """Move up to MOVE of ``left`` frames between the per-CPU list of ``cpu`` and the head of the free list. Returns what is left.
 
-    A refill appends to the tail of the per-CPU list; a drain takes from there, so the oldest go first.
+    A refill appends to the tail of the per-CPU list; a drain takes from there, so the oldest go first. Where tags change on the way,
+    frames move one at a time.
     """
     step = jnp.arange(MOVE)
-    moved = jnp.where(refills | drains, jnp.minimum(left, MOVE), 0)
+    rules = m.rules
+    changes_tags = (rules.buddy_tag == 1) | (rules.buddy_merge == 1) | (rules.refill_tag == 1)
+    moved = jnp.where(refills | drains, jnp.minimum(left, jnp.where(changes_tags, 1, MOVE)), 0)
     (head, count), free_head = m.get("pcp", cpu), m.r.free_head
     cpus = jnp.full((MOVE,), cpu)
     pcp_place = (jnp.where(refills, head + count + step, head + count - 1 - step)) & (st.ring_size(m.shape.pcp_slots) - 1)
@@ -73,11 +76,33 @@ def move_frames(m: Draft, cpu: Array, left: Array, refills: Array, drains: Array
     from_free, from_pcp = m.get("free_ring", free_place), m.get("pcp_ring", cpus, pcp_place)
     m.put("pcp_ring", (cpus, pcp_place), from_free, refills & (step < moved))
     m.put("free_ring", (free_place,), from_pcp, drains & (step < moved))
+    _move_tag(m, jnp.where(refills, from_free[0], from_pcp[0]), refills & changes_tags, drains & changes_tags)
     signed = jnp.where(refills, moved, -moved)
     m.put("pcp", (cpu, 1), count + signed, refills | drains)
     m.bump("free_head", refills | drains, signed)
     m.bump("free_count", refills | drains, -signed)
     return left - moved
+
+
+def _move_tag(m: Draft, frame: Array, refills: Array, drains: Array) -> None:
+    """The tag of a frame that moves, and of a buddy that it merges with or is split from."""
+    rules, buddy = m.rules, frame ^ 1
+    tag, there, is_free = m.get("frame", frame, st.FRAME_TAG), m.get("frame", buddy, st.FRAME_TAG), m.get("frame", buddy, st.ON_FREE) == 1
+    is_block = (rules.buddy_merge == 1) & is_free & (buddy < m.shape.num_frames)
+    drained = jnp.where(rules.buddy_tag == 1, 0, tag)
+    drained = jnp.where(is_block, latest(m, drained, there), drained)
+    takes = refills & (rules.refill_tag == 1)
+    m.put_regs(takes, rf_tag=latest(m, m.r.rf_tag, tag))
+    left = jnp.where(drains, drained, 0)
+    m.put("frame", (frame, st.FRAME_TAG), left, drains | takes)
+    m.put("frame", (buddy, st.FRAME_TAG), left, (drains | takes) & is_block)
+    m.put("frame", (frame, st.ON_FREE), drains, drains | refills)
+
+
+def latest(m: Draft, a: Array, b: Array) -> Array:
+    """The newer of two tags in the signed comparison of ``gen_bits`` bits; 0 is none."""
+    a_is_older = ((a - b) >> (m.rules.gen_bits - 1)) & 1
+    return jnp.where((b != 0) & ((a == 0) | (a_is_older == 1)), b, a)
 
 
 def join_owner(m: Draft, owner: Array, mm: Array) -> Array:

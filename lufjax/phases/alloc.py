@@ -18,6 +18,7 @@ def alloc(m: Draft, enabled: Array) -> None:
     in_load_mode = m.p.load_mode == 1
     begin = enabled & (code == Phase.ALLOC)
     m.put_regs(begin & in_load_mode & (m.r.free_count < m.p.wmark_low), kswapd_on=1)
+    m.put_regs(begin, rf_tag=0)
     stalls = begin & in_load_mode & (m.r.free_count < m.p.wmark_min)
     m.count("allocstall", stalls)
     m.put_regs(stalls, rc_pages=2, rc_entries=4, rc_cpu=m.c, rc_background=0, rc_named=-1, rc_ret=Phase.ALLOC_TAKE)
@@ -42,7 +43,12 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.put_regs(fails, alloc_frame=-1)
     m.goto(m.r.alloc_ret, fails)
 
-    pops = todo & ~pcp_empty
+    is_preempted = (m.op == Op.ALLOC_FOREIGN) & (m.arg == 1)
+    stops = todo & ~pcp_empty & is_preempted
+    m.put_regs(stops, alloc_frame=-1)
+    m.goto(m.r.alloc_ret, stops)
+
+    pops = todo & ~pcp_empty & ~is_preempted
     top = m.get("pcp_ring", m.c, head & (st.ring_size(m.shape.pcp_slots) - 1))
     frame = jnp.where(pops, top, m.r.alloc_frame)
     m.put("pcp", m.c, jnp.stack([head + 1, count - 1]), pops)
@@ -66,16 +72,15 @@ def _discharge(m: Draft, frame: Array, enabled: Array) -> Array:
     by_owner = m.rules.reclaim_flush == 4
     recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)
     m.count("recycled", recycled)
-    unpaid = has_debt & ~recycled
-
     per_frame = is_paid_alone(m)
+    unpaid = jnp.where(per_frame, has_debt & ~recycled, enabled & (tag_of(m, row) != 0))
     targets = targets_of(m, row, owed)
     m.commit_deferred(unpaid & ~per_frame)
     flushes = unpaid & ~cpumask.is_empty(targets)
     m.count("absorbed", unpaid & ~flushes)
     m.count("discharged_by_foreign", flushes & (m.r.alloc_foreign == 1))
     m.count("discharges", flushes & per_frame)
-    m.tally("age_at_discharge", m.now - row[st.SINCE], flushes)
+    m.tally("age_at_discharge", m.now - row[st.SINCE], flushes & has_debt)
     m.flush_batch(flushes, Phase.ALLOC_DONE, cpu=m.c, mask=targets, payer=Payer.ALLOC)
     m.close_generation(flushes & ~per_frame)
     return flushes
@@ -90,8 +95,12 @@ def targets_of(m: Draft, row: Array, owed: Array) -> Array:
     """CPUs that the take-off of a frame by a stranger has to flush: its own, or those of the open generation if it belongs to it."""
     covered = cpumask.from_bits(m.get("cpu")[:, st.COVERED] >= row[st.CLOCK], m.words)
     own = jnp.where(m.rules.targets == 1, owed & ~covered, owed)
-    is_open = ~cpumask.is_empty(owed) & (row[st.FRAME_TAG] == m.r.ugen)
-    return jnp.where(is_paid_alone(m), own, jnp.where(is_open, m.debt_mask | m.deferred_mask, jnp.uint32(0)))
+    return jnp.where(is_paid_alone(m), own, jnp.where(tag_of(m, row) == m.r.ugen, m.debt_mask | m.deferred_mask, jnp.uint32(0)))
+
+
+def tag_of(m: Draft, row: Array) -> Array:
+    """What a take-off knows to owe: the newest of the frame's tag and of those that the task took over at its refill."""
+    return frames.latest(m, m.r.rf_tag, row[st.FRAME_TAG])
 
 
 def pcp(m: Draft, enabled: Array) -> None:

@@ -20,6 +20,7 @@ def atomic(m: Draft, enabled: Array) -> None:
     """Refill, choose a frame and move it to the head of the per-CPU list, from where ALLOC_POP takes it off; judge the take-off."""
     begin = enabled & (m.r.phase == Phase.ATOMIC)
     m.put_regs(begin & (m.p.load_mode == 1) & (m.r.free_count < m.p.wmark_low), kswapd_on=1)
+    m.put_regs(begin, rf_tag=0)
     head, count = m.get("pcp", m.c)
     refills = begin & (count == 0) & (m.r.free_count > 0)
     m.put_regs(refills, rf_left=jnp.minimum(m.p.pcp_batch, m.r.free_count))

@@ -115,7 +115,7 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         vma = None if cpu.loaded is None else oracle.state.page(cpu.loaded, wish.vpn).vma
         alike = [a for a, (kind, _) in enumerate(VMA_KINDS) if vma is None or kind == VMA_KINDS[vma][0]]
         arg = alike[wish.pick % len(alike)]
-    elif op == FINISH:
+    elif op in (FINISH, ALLOC_FOREIGN):
         arg = int(wish.repeat == 3)
     elif op == FILE_WRITE:
         arg = wish.pick % sizes["num_file_pages"]

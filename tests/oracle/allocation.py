@@ -9,8 +9,8 @@ from .state import QUARANTINE, State
 OWNER = 4
 
 
-def alloc(s: State, n: Counts, c: int, is_foreign: bool = False) -> int | None:
-    """Hand out a frame to what runs on CPU ``c``, or None if there is none."""
+def alloc(s: State, n: Counts, c: int, is_foreign: bool = False, is_preempted: bool = False) -> int | None:
+    """Hand out a frame to what runs on CPU ``c``, or None if there is none, or if it is preempted after the refill."""
     cpu, load_mode = s.cpus[c], s.params["load_mode"]
     if load_mode:
         if len(s.free) < s.params["wmark_low"]:
@@ -22,12 +22,14 @@ def alloc(s: State, n: Counts, c: int, is_foreign: bool = False) -> int | None:
             reclaim.drain(s, n, c)
             if not cpu.pcp and not s.free and s.quarantine:
                 release(s, n, c, True)
-    _refill(s, c)
+    task_tag = _refill(s, c)
     if not cpu.pcp:
         n.bump("alloc_fail")
         return None
+    if is_preempted:
+        return None
     f = cpu.pcp.pop(0)
-    _take_off(s, n, f, c, is_foreign)
+    _take_off(s, n, f, c, is_foreign, task_tag)
     return f
 
 
@@ -36,9 +38,9 @@ def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
     pcp = s.cpus[c].pcp
     if s.params["load_mode"] and len(s.free) < s.params["wmark_low"]:
         s.kswapd_on = True
-    _refill(s, c)
+    task_tag = _refill(s, c)
     looked_at = pcp[:3]
-    while s.policy["atomic_alloc"] and looked_at and _unpaid(s, looked_at[0]):
+    while s.policy["atomic_alloc"] and looked_at and _unpaid(s, looked_at[0], task_tag):
         looked_at.pop(0)
         n.bump("atomic_refused")
     if not looked_at:
@@ -47,23 +49,34 @@ def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
     f = looked_at[0]
     pcp.remove(f)
     received = n.scalars["nr_tlb_remote_flush_received"]
-    _take_off(s, n, f, c, True)
+    _take_off(s, n, f, c, True, task_tag)
     if n.scalars["nr_tlb_remote_flush_received"] > received:
         n.violate(ATOMIC_FLUSH, False, 1, (s.now, c, -1, -1))
     return f
 
 
-def _refill(s: State, c: int) -> None:
+def _refill(s: State, c: int) -> int:
+    """Fill an empty per-CPU list. Returns the tag that the allocating task takes over from the frames."""
+    task_tag = 0
     if not s.cpus[c].pcp:
         for _ in range(min(s.params["pcp_batch"], len(s.free))):
-            s.cpus[c].pcp.append(s.free.pop(0))
+            f = s.free.pop(0)
+            s.cpus[c].pcp.append(f)
+            if s.policy["refill_tag"]:
+                task_tag = frames.latest(s, task_tag, s.frames[f].tag)
+                s.frames[f].tag = 0
+                if s.policy["buddy_merge"] and f ^ 1 in s.free:
+                    s.frames[f ^ 1].tag = 0
+    return task_tag
 
 
-def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
+def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool, task_tag: int) -> None:
     frame = s.frames[f]
     received = n.scalars["nr_tlb_remote_flush_received"]
+    knows_debt = frame.owed if _is_paid_alone(s) else frames.latest(s, task_tag, frame.tag)
+    if knows_debt:
+        _pay(s, n, f, c, is_foreign, task_tag)
     if frame.owed:
-        _pay(s, n, f, c, is_foreign)
         n.bump("nr_pending", -1)
     n.observe("ipis_per_alloc", n.scalars["nr_tlb_remote_flush_received"] - received)
     frame.handed = s.now
@@ -71,13 +84,13 @@ def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
     frame.tag = frame.since = frame.tag_clock = frame.refs = 0
 
 
-def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
+def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool, task_tag: int) -> None:
     frame = s.frames[f]
     new_owner = None if is_foreign else s.cpus[c].loaded
     if s.policy["reclaim_flush"] == OWNER and frame.owner == new_owner:
         n.bump("recycled")
         return
-    cpus = _unpaid(s, f)
+    cpus = _unpaid(s, f, task_tag)
     if not _is_paid_alone(s):
         _commit(s)
     if not cpus:
@@ -88,7 +101,8 @@ def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool) -> None:
         n.bump("discharges")
     else:
         _flush_generation(s, n, c, "alloc")
-    n.observe("age_at_discharge", s.now - frame.since)
+    if frame.owed:
+        n.observe("age_at_discharge", s.now - frame.since)
     if is_foreign:
         n.bump("discharged_by_foreign")
 
@@ -97,14 +111,8 @@ def _successor(s: State, generation: int) -> int:
     return 1 if generation == 2 ** s.policy["gen_bits"] - 1 else generation + 1
 
 
-def is_older(s: State, a: int, b: int) -> bool:
-    """Whether generation ``a`` is older than ``b`` in the signed comparison of ``gen_bits`` bits."""
-    size = 2 ** s.policy["gen_bits"]
-    return (a - b) % size >= size // 2
-
-
 def _is_live(s: State, tag: int) -> bool:
-    return is_older(s, s.ugen_done, tag) and _successor(s, s.ugen_done) == tag
+    return frames.is_older(s, s.ugen_done, tag) and _successor(s, s.ugen_done) == tag
 
 
 def _is_paid_alone(s: State) -> bool:
@@ -112,12 +120,12 @@ def _is_paid_alone(s: State) -> bool:
     return s.policy["reclaim_flush"] == OWNER or bool(s.policy["debt_merge"])
 
 
-def _unpaid(s: State, f: int) -> set[int]:
+def _unpaid(s: State, f: int, task_tag: int) -> set[int]:
     """CPUs that a take-off of frame ``f`` by a stranger has to flush."""
     frame = s.frames[f]
     if _is_paid_alone(s):
         return {t for t in frame.owed if not s.policy["targets"] or s.cpus[t].covered < frame.tag_clock}
-    return s.G | s.D if frame.owed and _is_live(s, frame.tag) else set()
+    return s.G | s.D if _is_live(s, frames.latest(s, task_tag, frame.tag)) else set()
 
 
 def _commit(s: State) -> None:

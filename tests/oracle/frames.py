@@ -19,7 +19,31 @@ def free(s: State, n: Counts, f: int, c: int) -> None:
         pcp.insert(0, f)
     if len(pcp) > s.params["pcp_high"]:
         for _ in range(min(s.params["pcp_batch"], len(pcp))):
-            s.free.insert(0, pcp.pop())
+            _to_free(s, pcp.pop())
+
+
+def _to_free(s: State, f: int) -> None:
+    """A frame goes from a per-CPU list to the free list, where it may merge with its buddy."""
+    frame = s.frames[f]
+    if s.policy["buddy_tag"]:
+        frame.tag = 0
+    if s.policy["buddy_merge"] and f ^ 1 in s.free:
+        buddy = s.frames[f ^ 1]
+        frame.tag = buddy.tag = latest(s, frame.tag, buddy.tag)
+    s.free.insert(0, f)
+
+
+def is_older(s: State, a: int, b: int) -> bool:
+    """Whether generation ``a`` is older than ``b`` in the signed comparison of ``gen_bits`` bits."""
+    size = 2 ** s.policy["gen_bits"]
+    return (a - b) % size >= size // 2
+
+
+def latest(s: State, a: int, b: int) -> int:
+    """The newer of two tags; 0 is none."""
+    if not a or not b:
+        return a or b
+    return b if is_older(s, a, b) else a
 
 
 def make_home(s: State, f: int, b: int, version: int) -> None:

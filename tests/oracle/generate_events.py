@@ -92,6 +92,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     elif op == FINISH:
         arg = int(rng.random() < 0.15)
         t.gather[cpu] = None
+    elif op == ALLOC_FOREIGN:
+        arg = int(rng.random() < 0.3)
     elif op == FILE_WRITE:
         arg = rng.randrange(sizes["num_file_pages"])
     elif op == RECLAIM:

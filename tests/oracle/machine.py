@@ -54,7 +54,7 @@ class Oracle:
         if op == RECLAIM_FLUSH:
             reclaim.drain(s, n, cpu)
         elif op == ALLOC_FOREIGN:
-            _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True))
+            _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True, is_preempted=arg == 1))
         elif op == ALLOC_ATOMIC:
             _give_away(s, allocation.alloc_atomic(s, n, cpu))
         elif op == FREE_FOREIGN:
