@@ -38,6 +38,8 @@ class Op(enum.IntEnum):
     SWITCH = 13
     TICK = 14
     ALLOC_ATOMIC = 15
+    FAULT_INSTALL = 16
+    FAULT_FINISH = 17
 
 
 class MicroOp(enum.IntEnum):

@@ -19,7 +19,7 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, mapping, micro, other, reclaim
+from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, mapping, micro, other, reclaim
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -45,6 +45,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "finish": finish.finish,
     "schedule": other.schedule,
     "other": other.other,
+    "half": half.half,
     "micro": micro.micro,
     "atomic": atomic.atomic,
     "complete": other.complete,
@@ -52,6 +53,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
 }
 """Group -> its kernel, in the order of the walk of one event."""
 
+_OF_FAULTS = {Op.FAULT_INSTALL, Op.FAULT_FINISH}
 _OPTIONAL = {
     "mapping": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
     "edit": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
@@ -59,8 +61,9 @@ _OPTIONAL = {
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *MicroOp},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_OF_FAULTS, *MicroOp},
+    "half": _OF_FAULTS,
     "micro": set(MicroOp),
     "atomic": {Op.ALLOC_ATOMIC},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},

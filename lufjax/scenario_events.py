@@ -96,6 +96,12 @@ class EventList:
             raise ValueError(f"pages={text}: allowed are a page or a range within 0-{self.num_vpns - 1}")
         return first, last - first + 1
 
+    def _page(self, text: str) -> int:
+        first, count = self._pages(text)
+        if count > 1:
+            raise ValueError(f"page={text}: allowed is one page")
+        return first
+
     def _access(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         pages, *more = arguments or [""]
         repeat = 1
@@ -108,6 +114,16 @@ class EventList:
         suffix = "" if repeat == 1 else f" x{repeat}"
         vpns = range(first, first + count)
         return [[op, v, 0, repeat] for v in vpns], [f"{op.name.lower()} {v}{suffix}" for v in vpns]
+
+    def _fault_install(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        page, *more = arguments or [""]
+        if more not in ([], ["store"]):
+            raise ValueError(f"{' '.join(more)}: allowed is store")
+        return [[op, self._page(page), len(more), 0]], [" ".join(["fault_install", page, *more])]
+
+    def _fault_finish(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        text = " ".join(arguments)
+        return [[op, self._page(text), 0, 0]], [f"fault_finish {text}"]
 
     def _mmap(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         pages, *fields = arguments or [""]
@@ -238,6 +254,8 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "tick": ("tick", EventList._plain),
     "nop": ("nop", EventList._plain),
     "alloc_atomic": ("alloc_atomic", EventList._plain),
+    "fault_install": ("fault_install PAGE [store]", EventList._fault_install),
+    "fault_finish": ("fault_finish PAGE", EventList._fault_finish),
 }
 """Word -> how it is written, and what makes rows (without the CPU) and words of it."""
 

@@ -32,7 +32,7 @@
 typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
-       SWITCH, TICK, ALLOC_ATOMIC, NUM_OPS };
+       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
@@ -81,6 +81,7 @@ struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
 struct gather { int32_t kind, vs, ve, cleared, cs, ce, num_held; int32_t *held; };
 struct cpu {
     int32_t loaded, lazy, ticks, covered;
+    int32_t fault_vpn, fault_pays; /* a fault whose PTE is installed and that has not returned; vpn or NONE */
     uint32_t *tag;   /* L1 then L2, set by set: process * V + vpn, or EMPTY */
     struct way *way; /* the same order */
     struct gather gather;
@@ -755,6 +756,9 @@ static int alloc_atomic(struct machine *M, int c) {
 
 /* ---- 5. Access ---- */
 
+/* Is the CPU in a mapping call or a page fault that has not returned? */
+static inline bool is_busy(const struct cpu *cpu) { return cpu->gather.kind || cpu->fault_vpn != NONE; }
+
 /* Store through frame f to what should be backing b; what a store that is not stale writes will be written out. */
 static void perform_store(struct machine *M, int f, int b, bool is_stale) {
     struct frame *frame = &M->frame[f];
@@ -772,9 +776,13 @@ static void take_back(struct machine *M, int f) {
     COUNT(pgrescued)++;
 }
 
+static bool may_be_written(const struct machine *M, const struct page *page) {
+    return (M->vma[page->vma] & (VMA_WRITE | VMA_MAYWRITE)) != 0;
+}
+
 /* What a fault pays before or after its PTE can be seen, if the page may ever be written. */
 static void fault_hook(struct machine *M, int c, const struct page *page, int when) {
-    if (M->lane->write_fault_flush == when && (M->vma[page->vma] & (VMA_WRITE | VMA_MAYWRITE))) discharge_all(M, c, PAY_FAULT);
+    if (M->lane->write_fault_flush == when && may_be_written(M, page)) discharge_all(M, c, PAY_FAULT);
 }
 
 static void install(struct machine *M, int c, int m, int v, int f, bool is_store) {
@@ -786,9 +794,6 @@ static void install(struct machine *M, int c, int m, int v, int f, bool is_store
     page->marker = 0;
     page->frame = f;
     rmap_add(M, f, m * M->num_vpns + v);
-    fault_hook(M, c, page, FAULT_AFTER);
-    fill_both(M, c, v, (uint32_t)(m * M->num_vpns + v), page);
-    if (is_store) perform_store(M, f, page->backing, false);
 }
 
 /* Does frame f wait in the batch for a flush that is not deferred? */
@@ -798,12 +803,12 @@ static bool awaits_flush(const struct machine *M, int f) {
     return false;
 }
 
-static void copy_on_write(struct machine *M, int c, int m, int v) {
+static bool copy_on_write(struct machine *M, int c, int m, int v) {
     struct page *page = &M->page[m * M->num_vpns + v];
     int b = page->backing, f = alloc_frame(M, c, m, false);
-    if (f == NONE) return;
+    if (f == NONE) return false;
     int copy = fresh_id(M, b);
-    if (copy == NONE) return;
+    if (copy == NONE) return false;
     if (M->backing[b].home == NONE) COUNT(pgmajfault)++;
     bool owes_flush = page->present || awaits_flush(M, M->backing[b].home);
     if (page->present) clear_pte(M, page);
@@ -812,15 +817,17 @@ static void copy_on_write(struct machine *M, int c, int m, int v) {
     if (page->promise_mapped && page->promise_backing == b) page->promise_backing = copy;
     move_in(M, f, copy, M->backing[copy].truth);
     install(M, c, m, v, f, true);
+    return true;
 }
 
-static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
+/* A fault up to the installed PTE. False if it is not allowed or there is no frame. */
+static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store) {
     struct page *page = &M->page[m * M->num_vpns + v];
     int32_t flags = page->vma == NONE ? 0 : M->vma[page->vma];
     COUNT(pgfault)++;
     if (!(flags & VMA_READ) || (is_store && !(flags & VMA_WRITE))) {
         COUNT(segv)++;
-        return;
+        return false;
     }
     int b = page->backing;
     bool is_own = (flags & VMA_SHARED) || is_anon(M, b);
@@ -828,25 +835,29 @@ static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
     if (page->present && is_own) {
         fault_hook(M, c, page, FAULT_BEFORE);
         page->writable = page->dirty = page->accessed = 1;
-        fault_hook(M, c, page, FAULT_AFTER);
-        fill_both(M, c, v, (uint32_t)(m * M->num_vpns + v), page);
-        perform_store(M, page->frame, b, false);
-        return;
+        return true;
     }
-    if (is_store && !is_own) {
-        copy_on_write(M, c, m, v);
-        return;
-    }
+    if (is_store && !is_own) return copy_on_write(M, c, m, v);
     int f = M->backing[b].home;
     if (f != NONE) {
         take_back(M, f);
     } else {
         f = alloc_frame(M, c, m, false);
-        if (f == NONE) return;
+        if (f == NONE) return false;
         move_in(M, f, b, M->backing[b].stored);
         if (M->backing[b].on_store) COUNT(pgmajfault)++;
     }
     install(M, c, m, v, f, is_store);
+    return true;
+}
+
+static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
+    uint32_t key = (uint32_t)(m * M->num_vpns + v);
+    struct page *page = &M->page[key];
+    if (!resolve_fault(M, c, m, v, is_store)) return;
+    fault_hook(M, c, page, FAULT_AFTER);
+    fill_both(M, c, v, key, page);
+    if (is_store) perform_store(M, page->frame, page->backing, false);
 }
 
 /* 8. What is checked: an access through a stale entry. */
@@ -883,7 +894,7 @@ static void judge_stale(struct machine *M, int c, int m, int v, const struct way
 
 static bool access_page(struct machine *M, int c, int v, int n, bool is_store) {
     struct cpu *cpu = &M->cpu[c];
-    if (cpu->lazy || cpu->gather.kind) return false;
+    if (cpu->lazy || is_busy(cpu)) return false;
     int m = cpu->loaded;
     uint32_t key = (uint32_t)(m * M->num_vpns + v);
     struct page *page = &M->page[key];
@@ -930,6 +941,38 @@ static bool access_page(struct machine *M, int c, int v, int n, bool is_store) {
     }
     if (entry) drop_entry(M, c, v, key);
     page_fault(M, c, m, v, is_store);
+    return true;
+}
+
+/* ---- 7. Halves of a fault ---- */
+
+static bool is_usable(const struct cpu *cpu, uint32_t set, int ways, uint32_t key, bool is_store) {
+    int w = find_way(cpu->tag + set, ways, key);
+    return w != NONE && (!is_store || (cpu->way[set + w].writable && cpu->way[set + w].dirty));
+}
+
+static bool fault_install(struct machine *M, int c, int v, bool is_store) {
+    struct cpu *cpu = &M->cpu[c];
+    if (cpu->lazy || is_busy(cpu)) return false;
+    int m = cpu->loaded;
+    uint32_t key = (uint32_t)(m * M->num_vpns + v);
+    const struct page *page = &M->page[key];
+    if (page->present && (page->writable || !is_store)) return false;
+    if (is_usable(cpu, M->set1[v], M->shape->l1.ways, key, is_store) || is_usable(cpu, M->set2[v], M->shape->l2.ways, key, is_store))
+        return false;
+    drop_entry(M, c, v, key);
+    if (resolve_fault(M, c, m, v, is_store)) {
+        cpu->fault_vpn = v;
+        cpu->fault_pays = may_be_written(M, page);
+    }
+    return true;
+}
+
+static bool fault_finish(struct machine *M, int c, int v) {
+    struct cpu *cpu = &M->cpu[c];
+    if (cpu->fault_vpn != v) return false;
+    cpu->fault_vpn = NONE;
+    if (cpu->fault_pays && M->lane->write_fault_flush == FAULT_AFTER) discharge_all(M, c, PAY_FAULT);
     return true;
 }
 
@@ -1034,7 +1077,7 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
 /* May CPU c change the mappings of its process? `writes`: MMAP, MUNMAP, MPROTECT, which exclude an open DONTNEED elsewhere. */
 static bool may_map(const struct machine *M, int c, bool writes) {
     const struct cpu *cpu = &M->cpu[c];
-    if (cpu->lazy) return false;
+    if (cpu->lazy || cpu->fault_vpn != NONE) return false;
     const struct process *mm = &M->process[cpu->loaded];
     int own_excl = cpu->gather.kind == MUNMAP || cpu->gather.kind == MPROTECT, own_shared = cpu->gather.kind == DONTNEED;
     if (mm->excl - own_excl > 0) return false;
@@ -1247,7 +1290,7 @@ static bool free_foreign(struct machine *M, int c) {
 
 static bool switch_to(struct machine *M, int c, int m) {
     struct cpu *cpu = &M->cpu[c];
-    if (cpu->gather.kind) return false;
+    if (is_busy(cpu)) return false;
     if (m == NONE) {
         cpu->lazy = 1;
         return true;
@@ -1289,6 +1332,8 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case RECLAIM: return reclaim_event(M, c, v, arg);
     case RECLAIM_FLUSH: drain(M, c); return true;
     case ALLOC_FOREIGN: return give_away(M, alloc_or_stop(M, c, NONE, true, arg == 1));
+    case FAULT_INSTALL: return fault_install(M, c, v, arg != 0);
+    case FAULT_FINISH: return fault_finish(M, c, v);
     case ALLOC_ATOMIC: return give_away(M, alloc_atomic(M, c));
     case FREE_FOREIGN: return free_foreign(M, c);
     case SWITCH: return switch_to(M, c, arg);
@@ -1405,6 +1450,7 @@ static void reset(struct machine *M, const struct lane *lane, const struct trace
     for (int c = 0; c < S->num_cpus; c++) {
         M->cpu[c].loaded = trace->loaded[c];
         M->cpu[c].lazy = trace->loaded[c] == NONE;
+        M->cpu[c].fault_vpn = NONE;
         if (trace->loaded[c] != NONE) M->process[trace->loaded[c]].cpumask |= bit(c);
         memset(M->cpu[c].tag, 0xff, M->num_tags * sizeof(uint32_t));
     }
@@ -1476,6 +1522,13 @@ static void put_cpus(FILE *out, const struct machine *M) {
         fprintf(out, "[%d,%d,%d,%d,%d,%d,", g->kind, g->vs, g->ve, g->cleared, g->cs, g->ce);
         put_list(out, NULL, g->held, g->num_held);
         fputc(']', out);
+    }
+    fputs("],\"fault\":[", out);
+    for (int c = 0; c < C; c++) {
+        const struct cpu *cpu = &M->cpu[c];
+        if (c) fputc(',', out);
+        if (cpu->fault_vpn == NONE) fputs("null", out);
+        else fprintf(out, "[%d,%d]", cpu->fault_vpn, cpu->fault_pays);
     }
     fputs("],\"pcp\":[", out);
     for (int c = 0; c < C; c++) {
@@ -1620,6 +1673,8 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case LOAD:
     case STORE: return has_page && row[4] >= 0;
     case MUNMAP:
+    case FAULT_INSTALL:
+    case FAULT_FINISH:
     case DONTNEED: return has_page;
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);

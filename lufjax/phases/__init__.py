@@ -72,6 +72,8 @@ class Phase(enum.IntEnum):
     INSTALL_BEFORE = 53  # what a fault pays before its PTE can be seen
     INSTALL_AFTER = 54
     INSTALL_FILL = 55  # the PTE can be seen, everything is paid
+    HALF = 56  # FAULT_INSTALL, FAULT_FINISH
+    HALF_INSTALLED = 57
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -99,6 +101,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "finish": (Phase.FINISH, Phase.FINISH_HELD, Phase.FINISH_PROMISE),
     "schedule": (Phase.SCHEDULE,),
     "other": (Phase.OTHER, Phase.OTHER_ALLOCATED, Phase.OTHER_WRITE),
+    "half": (Phase.HALF, Phase.HALF_INSTALLED),
     "micro": (Phase.MICRO,),
     "atomic": (Phase.ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ATOMIC_TAKEN),
     "complete": (Phase.COMPLETE,),

@@ -19,7 +19,7 @@ OFF, WP, BEFORE, AFTER = range(4)
 def fault(m: Draft, enabled: Array) -> None:
     """handle_mm_fault: is the access allowed, and what does it need?"""
     page, pte = m.get("page", m.pid), m.get("pte", m.pid)
-    is_store, is_present = m.op == Op.STORE, (pte & st.PTE_PRESENT) != 0
+    is_store, is_present = for_store(m), (pte & st.PTE_PRESENT) != 0
     flags = m.get("vma", jnp.maximum(page[st.VMA], 0))
     backing = page[st.BACKING]
 
@@ -44,6 +44,11 @@ def fault(m: Draft, enabled: Array) -> None:
     m.put_regs(ready, alloc_ret=jnp.where(cow, Phase.COW, Phase.INSTALL_READ), fault_hook=hook)
     then = jnp.where(cow | (resident < 0), Phase.ALLOC, Phase.INSTALL_RESIDENT)
     m.goto(jnp.where(upgrade, Phase.INSTALL_UPGRADE, then), ready)
+
+
+def for_store(m: Draft) -> Array:
+    """Whether the fault is one of a store."""
+    return (m.op == Op.STORE) | ((m.op == Op.FAULT_INSTALL) & (m.arg == 1))
 
 
 def cow(m: Draft, enabled: Array) -> None:
@@ -79,7 +84,7 @@ def cow(m: Draft, enabled: Array) -> None:
 def install(m: Draft, enabled: Array) -> None:
     """set_pte_at: the page is in a frame; the PTE, the reverse map and the TLB learn of it, and a store is performed."""
     code, frame = m.r.phase, m.r.alloc_frame
-    is_store = m.op == Op.STORE
+    is_store, is_half = for_store(m), m.op == Op.FAULT_INSTALL
     m.complete(enabled & (code == Phase.INSTALL_READ) & (frame < 0))
     todo = enabled & (frame >= 0)
     backing = m.get("page", m.pid, st.BACKING)
@@ -98,9 +103,10 @@ def install(m: Draft, enabled: Array) -> None:
     m.fault(Fault.RMAP_FULL, full)
     write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
     m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, sets)
-    after = sets & (m.r.fault_hook == AFTER)
+    m.goto(Phase.HALF_INSTALLED, sets & is_half)
+    after = sets & ~is_half & (m.r.fault_hook == AFTER)
     m.goto(Phase.INSTALL_AFTER, after)
-    done = (sets & ~after) | filled
+    done = (sets & ~is_half & ~after) | filled
     fill_both(m, frame, is_store, done)
     m.put_regs(done, store_frame=frame)
     m.goto(Phase.STORE, done & is_store)

@@ -23,13 +23,14 @@ def finish(m: Draft, enabled: Array) -> None:
     code = m.r.phase
     kind = m.cpu_row[st.GATHER_KIND]
     begin = enabled & (code == Phase.FINISH)
-    m.disabled(begin & (kind == 0))
+    is_open = (kind != 0) & (kind < Op.FAULT_INSTALL)
+    m.disabled(begin & ~is_open)
     gather = m.get("gather", m.c)
     cpumask_of_mm = m.get("cpumask", m.m)
-    flushes = _flush(m, begin & (kind != 0), kind, gather, cpumask_of_mm)
+    flushes = _flush(m, begin & is_open, kind, gather, cpumask_of_mm)
 
     # Held frames, one at a time.
-    frees = (begin & (kind != 0) & ~flushes) | (enabled & (code == Phase.FINISH_HELD))
+    frees = (begin & is_open & ~flushes) | (enabled & (code == Phase.FINISH_HELD))
     has_held = frees & (m.r.loop < gather[st.NUM_HELD])
     _free_held(m, m.get("held", m.c, m.r.loop), cpumask_of_mm, has_held)
     over = frees & ~has_held

@@ -73,6 +73,7 @@ def other(m: Draft, enabled: Array) -> None:
     resident = packed >> 2
     _reclaim(m, begin & (m.op == Op.RECLAIM))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
+    m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))
     m.goto(Phase.ATOMIC, begin & (m.op == Op.ALLOC_ATOMIC))
 
     drains = begin & (m.op == Op.RECLAIM_FLUSH)

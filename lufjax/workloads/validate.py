@@ -14,6 +14,7 @@ from lufjax.events import ANON, EVENT_FIELDS, FIRST_PAGE, IDLE, Op, VmaFlag
 from lufjax.trace import Trace
 
 _GATHERED = (Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED)
+_HALVES = (Op.FAULT_INSTALL, Op.FAULT_FINISH)
 _MAX_ANON = 1 << 40
 
 
@@ -110,6 +111,8 @@ class _Walk:
             self.finish(row, cpu, arg)
         elif op == Op.SWITCH:
             self.switch(row, cpu, arg)
+        elif op in _HALVES:
+            self.fail(row, "op", f"{Op(op).name} is enabled under some policies only")
 
     def access(self, row: int, cpu: int, op: int, vpn: int, repeat: int) -> None:
         if self.lazy[cpu]:

@@ -13,7 +13,7 @@ from tests.oracle.generate_events import FIRST_PAGE, WEIGHTS
 from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
- TICK, ALLOC_ATOMIC) = range(1, 16)  # fmt: skip
+ TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(1, 18)  # fmt: skip
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -104,8 +104,14 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
     cpu, op = oracle.state.cpus[wish.cpu], wish.op
     if cpu.gather is not None and wish.pick % 4 < 2:
         op = FINISH if wish.pick % 4 else cpu.gather.op
-    arg, repeat = 0, 1
-    if op in (LOAD, STORE):
+    if cpu.fault is not None and wish.pick % 4 < 3:
+        op = FAULT_FINISH
+    arg, repeat, vpn = 0, 1, wish.vpn
+    if op == FAULT_INSTALL:
+        arg = wish.pick % 2
+    elif op == FAULT_FINISH and cpu.fault is not None and wish.pick % 4:
+        vpn = cpu.fault[0]
+    elif op in (LOAD, STORE):
         repeat = wish.repeat
     elif op == MMAP:
         vma = wish.pick % len(VMA_KINDS)
@@ -121,4 +127,4 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         arg = wish.pick % sizes["num_file_pages"]
     elif op in (RECLAIM, SWITCH):
         arg = wish.pick % (sizes["num_processes"] + 1) - 1
-    return [wish.cpu, op, wish.vpn, arg, repeat]
+    return [wish.cpu, op, vpn, arg, repeat]

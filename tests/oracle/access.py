@@ -11,7 +11,7 @@ from .tlb import TlbEntry
 def access(s: State, n: Counts, c: int, v: int, is_store: bool, times: int) -> bool:
     """Execute a LOAD or STORE ``times`` times. False if it is not enabled."""
     cpu = s.cpus[c]
-    if cpu.lazy or cpu.gather is not None:
+    if cpu.lazy or cpu.is_busy:
         return False
     m = cpu.loaded
     n.bump("accesses", times)
@@ -35,6 +35,19 @@ def access(s: State, n: Counts, c: int, v: int, is_store: bool, times: int) -> b
             cpu.l1.fill(entry, s.now)
         _use(s, n, c, entry, is_store, times)
     return True
+
+
+def would_fault(s: State, c: int, v: int, is_store: bool) -> bool:
+    """Whether an access that is enabled would end in a page fault."""
+    cpu = s.cpus[c]
+    if cpu.lazy or cpu.is_busy:
+        return False
+    page = s.page(cpu.loaded, v)
+    for level in (cpu.l1, cpu.l2):
+        entry = level.lookup(cpu.loaded, v)
+        if entry is not None and (not is_store or (entry.writable and entry.dirty)):
+            return False
+    return not page.present or (is_store and not page.writable)
 
 
 def _walk(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:

@@ -11,11 +11,43 @@ OFF, WP, BEFORE, AFTER = range(4)
 
 def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
     """Resolve a fault of CPU ``c`` on page (m, v), and perform the store if it is one."""
+    if not _resolve(s, n, c, m, v, is_store):
+        return
+    _hook(s, n, c, s.page(m, v), AFTER)
+    access.fill_both(s, c, m, v)
+    if is_store:
+        access.store_by_pte(s, m, v)
+
+
+def install_half(s: State, n: Counts, c: int, v: int, is_store: bool) -> bool:
+    """FAULT_INSTALL: the fault up to the installed PTE. False if it is not enabled."""
+    if not access.would_fault(s, c, v, is_store):
+        return False
+    m = s.cpus[c].loaded
+    flush.drop(s, c, m, v)
+    if _resolve(s, n, c, m, v, is_store):
+        s.cpus[c].fault = (v, _may_write(s, s.page(m, v)))
+    return True
+
+
+def finish_half(s: State, n: Counts, c: int, v: int) -> bool:
+    """FAULT_FINISH: what the fault pays at its end. False if it is not enabled."""
+    open_fault = s.cpus[c].fault
+    if open_fault is None or open_fault[0] != v:
+        return False
+    s.cpus[c].fault = None
+    if open_fault[1] and s.policy["write_fault_flush"] == AFTER:
+        allocation.discharge_all(s, n, c, "fault")
+    return True
+
+
+def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> bool:
+    """The fault up to the installed PTE. False if it is not allowed or there is no frame."""
     page = s.page(m, v)
     n.bump("pgfault")
     if not s.flags(page) & READ or (is_store and not s.flags(page) & WRITE):
         n.bump("segv")
-        return
+        return False
     if is_store and page.present and s.policy["write_fault_flush"] == WP:
         allocation.discharge_all(s, n, c, "fault")
     b = page.backing
@@ -23,21 +55,19 @@ def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
     if page.present and not is_private_file:
         _hook(s, n, c, page, BEFORE)
         page.writable = page.dirty = page.accessed = True
-        done = True
-    elif is_store and is_private_file:
-        done = _copy_on_write(s, n, c, m, v)
-    else:
-        done = _install_backing(s, n, c, m, v, is_store)
-    if done:
-        _hook(s, n, c, page, AFTER)
-        access.fill_both(s, c, m, v)
-        if is_store:
-            access.store_by_pte(s, m, v)
+        return True
+    if is_store and is_private_file:
+        return _copy_on_write(s, n, c, m, v)
+    return _install_backing(s, n, c, m, v, is_store)
+
+
+def _may_write(s: State, page: Page) -> bool:
+    return bool(s.flags(page) & (WRITE | MAYWRITE))
 
 
 def _hook(s: State, n: Counts, c: int, page: Page, when: int) -> None:
     """What a fault pays before or after its PTE can be seen, if the page may ever be written."""
-    if s.policy["write_fault_flush"] == when and s.flags(page) & (WRITE | MAYWRITE):
+    if s.policy["write_fault_flush"] == when and _may_write(s, page):
         allocation.discharge_all(s, n, c, "fault")
 
 

@@ -6,12 +6,12 @@ import random
 from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK, ALLOC_ATOMIC) = range(16)  # fmt: skip
-ANON = 16
+ SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
+READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 24, STORE: 16, MMAP: 5, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
-    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 3, FREE_FOREIGN: 3, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 3,
+    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 3, FREE_FOREIGN: 3, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 3, FAULT_INSTALL: 6, FAULT_FINISH: 1,
 }  # fmt: skip
 """How often each operation is drawn."""
 
@@ -25,6 +25,8 @@ class _Tracker:
         self.vma = [list(row) for row in trace["page_vma"]]
         self.gather: list[int | None] = [None] * sizes["num_cpus"]
         self.lazy = [m < 0 for m in self.loaded]
+        self.fault: list[int | None] = [None] * sizes["num_cpus"]
+        """Page of a fault that may be between its halves: whether it is depends on the policy, so such a CPU maps and switches nothing."""
 
     def kind(self, vma: int) -> tuple[bool, bool]:
         """What MPROTECT may not change: anonymous or not, shared or not."""
@@ -50,6 +52,8 @@ def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, An
         cpu, op = rng.randrange(sizes["num_cpus"]), rng.choices(ops, weights)[0]
         if tracker.gather[cpu] is not None and rng.random() < 0.5:
             op = rng.choices((FINISH, tracker.gather[cpu]), (3, 2))[0]
+        if tracker.fault[cpu] is not None and (op in (MMAP, MUNMAP, MPROTECT, DONTNEED, SWITCH) or rng.random() < 0.5):
+            op = FAULT_FINISH
         vpn = focus if rng.random() < 0.5 else rng.randrange(sizes["num_vpns"])
         if rng.random() < 0.92 and not _enabled(tracker, cpu, op):
             continue
@@ -58,8 +62,10 @@ def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, An
 
 
 def _enabled(t: _Tracker, cpu: int, op: int) -> bool:
-    if op in (LOAD, STORE):
-        return not t.lazy[cpu] and t.gather[cpu] is None
+    if op in (LOAD, STORE, FAULT_INSTALL):
+        return not t.lazy[cpu] and t.gather[cpu] is None and t.fault[cpu] is None
+    if op == FAULT_FINISH:
+        return t.fault[cpu] is not None
     if op == MMAP:
         return t.gather[cpu] is None and t.may_map(cpu, MMAP)
     if op in (MUNMAP, MPROTECT, DONTNEED):
@@ -94,6 +100,14 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         t.gather[cpu] = None
     elif op == ALLOC_FOREIGN:
         arg = int(rng.random() < 0.3)
+    elif op == FAULT_INSTALL:
+        readable = [v for v, vma in enumerate(t.vma[m]) if m >= 0 and vma >= 0 and t.flags[vma] & READ]
+        vpn = rng.choice(readable) if readable and rng.random() < 0.8 else vpn
+        arg = rng.randrange(2) if t.vma[m][vpn] < 0 or t.flags[t.vma[m][vpn]] & WRITE else 0
+        t.fault[cpu] = vpn if enabled else t.fault[cpu]
+    elif op == FAULT_FINISH and enabled:
+        vpn = vpn if rng.random() < 0.1 else t.fault[cpu]
+        t.fault[cpu] = None if vpn == t.fault[cpu] else t.fault[cpu]
     elif op == FILE_WRITE:
         arg = rng.randrange(sizes["num_file_pages"])
     elif op == RECLAIM:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import access, allocation, flush, frames, mapping, micro, reclaim
+from . import access, allocation, fault, flush, frames, mapping, micro, reclaim
 from .counting import HISTOGRAMS, Counts
 from .finish import gather_finish
 from .snapshot import snapshot
 from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK, ALLOC_ATOMIC) = range(16)  # fmt: skip
+ SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
 FIRST_PAGE = 65536
 
 
@@ -47,6 +47,10 @@ class Oracle:
             return mapping.page_event(s, n, cpu, op, vpn, arg)
         if op == FINISH:
             return gather_finish(s, n, cpu, bool(arg))
+        if op == FAULT_INSTALL:
+            return fault.install_half(s, n, cpu, vpn, bool(arg))
+        if op == FAULT_FINISH:
+            return fault.finish_half(s, n, cpu, vpn)
         if op == FILE_WRITE:
             return _file_write(s, n, cpu, arg)
         if op == RECLAIM:
@@ -66,7 +70,7 @@ class Oracle:
         elif micro.PLACE <= op <= micro.PERMIT:
             micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {ALLOC_ATOMIC}, and {micro.PLACE} to {micro.PERMIT}")
+            raise ValueError(f"op={op}: allowed are 0 to {FAULT_FINISH}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _sweep(s: State, n: Counts, c: int) -> None:
 
 def _switch(s: State, n: Counts, c: int, to: int) -> bool:
     cpu = s.cpus[c]
-    if cpu.gather is not None:
+    if cpu.is_busy:
         return False
     if to < 0:
         cpu.lazy = True

@@ -15,7 +15,7 @@ FLUSH_PAGE = 2
 def _may_map(s: State, c: int, op: int) -> bool:
     """Locks: whether CPU ``c`` may do a mapping call of this kind now."""
     cpu = s.cpus[c]
-    if cpu.lazy or (cpu.gather is not None and cpu.gather.op != op):
+    if cpu.lazy or cpu.fault is not None or (cpu.gather is not None and cpu.gather.op != op):
         return False
     own = cpu.gather is not None
     process = s.processes[cpu.loaded]

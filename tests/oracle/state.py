@@ -40,7 +40,7 @@ class Gather:
 
 @dataclass
 class Cpu:
-    """One CPU; ``loaded`` is the process whose page table is loaded."""
+    """One CPU; ``loaded`` is the process whose page table is loaded, ``fault`` (vpn, pays) a fault that has not returned."""
 
     loaded: int | None
     l1: TlbLevel
@@ -51,6 +51,12 @@ class Cpu:
     gather: Gather | None = None
     pcp: list[int] = field(default_factory=list)
     covered: int = 0
+    fault: tuple[int, bool] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is in a mapping call or a page fault that has not returned."""
+        return self.gather is not None or self.fault is not None
 
 
 @dataclass

@@ -19,6 +19,8 @@ from .scenario import (
     ANON_RO,
     ANON_RW,
     DONTNEED,
+    FAULT_FINISH,
+    FAULT_INSTALL,
     FILE_WRITE,
     FINISH,
     FREE_FOREIGN,
@@ -32,6 +34,7 @@ from .scenario import (
     SHARED_RO,
     SHARED_RW,
     STORE,
+    SWITCH,
 )  # fmt: skip
 
 SAFE = ("linux", "linux_6_15", "eager")
@@ -172,6 +175,45 @@ def test_a_fault_pays_if_its_page_may_ever_be_written(rule: int, vma: int, op: i
     pages = {0: (SHARED_RO, 0), 1: (vma, -1 if vma == ANON_RO else 1)}
     oracle = scenario.run(scenario.machine(pages, "luf_v10", write_fault_flush=rule), [*OWING, (0, op, 1)])
     assert oracle.counters()["ipi_fault"] == sent
+
+
+def test_the_halves_of_a_fault_let_others_see_its_pte_before_it_pays() -> None:
+    oracle = scenario.machine({0: (ANON_RW, -1), 1: (SHARED_RO, 1)}, "luf_v10", write_fault_flush=3)
+    scenario.run(oracle, [*OWING, (0, FAULT_INSTALL, 0, 1)])
+    assert oracle.state.cpus[0].fault == (0, True)
+    assert oracle.state.page(0, 0).writable
+    assert oracle.counters()["ipi_fault"] == 0
+    scenario.run(oracle, [(2, STORE, 0), (1, LOAD, 0)])
+    assert scenario.violated(oracle) == {OLD_VALUE}
+    scenario.run(oracle, [(0, FAULT_FINISH, 0)])
+    assert oracle.state.cpus[0].fault is None
+    assert oracle.counters()["ipi_fault"] == 2
+    assert scenario.run(oracle, [(1, LOAD, 0)]).violations()["loads"][OLD_VALUE] == 1
+
+
+@pytest.mark.parametrize(("row", "is_enabled"), [
+    ((0, LOAD, 1), False), ((0, STORE, 0), False), ((0, MMAP, 5, -1, ANON_RW), False), ((0, MUNMAP, 0), False), ((0, DONTNEED, 0), False),
+    ((0, SWITCH, 0, 0), False), ((0, FINISH), False), ((0, FAULT_INSTALL, 1, 0), False), ((0, FAULT_FINISH, 1), False), ((1, FAULT_FINISH, 0), False),
+    ((0, FAULT_FINISH, 0), True), ((0, RECLAIM, 0), True), ((0, ALLOC_ATOMIC), True), ((1, MUNMAP, 0), True), ((1, LOAD, 0), True),
+])  # fmt: skip
+def test_a_cpu_between_the_halves_does_nothing_else(row: tuple[int, ...], is_enabled: bool) -> None:
+    oracle = scenario.run(scenario.machine({0: (ANON_RW, -1), 1: (SHARED_RO, 1)}), [(0, FAULT_INSTALL, 0, 0), row])
+    assert oracle.counters()["events_disabled"] == (not is_enabled)
+
+
+@pytest.mark.parametrize(("rows", "is_enabled"), [
+    ([(0, LOAD, 0), (0, FAULT_INSTALL, 0, 0)], False), ([(0, LOAD, 0), (0, FAULT_INSTALL, 0, 1)], True),
+    ([(0, LOAD, 0), (1, FAULT_INSTALL, 0, 0)], False),
+    ([*OWING, (1, FAULT_INSTALL, 0, 0)], False), ([*OWING, (0, FAULT_INSTALL, 0, 0)], True), ([*OWING, (1, FAULT_INSTALL, 0, 1)], True),
+])  # fmt: skip
+def test_only_an_access_that_would_fault_has_halves(rows: list[tuple[int, ...]], is_enabled: bool) -> None:
+    oracle = scenario.run(scenario.machine({0: (ANON_RW, -1)}, "luf_v10"), rows)
+    assert oracle.counters()["events_disabled"] == (not is_enabled)
+
+
+def test_a_fault_that_is_refused_leaves_nothing_to_finish() -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}), [(0, FAULT_INSTALL, 0, 1), (0, FAULT_FINISH, 0), (0, LOAD, 0)])
+    assert (oracle.counters()["segv"], oracle.counters()["events_disabled"], oracle.counters()["loads"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])

@@ -83,6 +83,10 @@ def test_words_of_a_page_can_be_written_in_a_file(tmp_path: Path) -> None:
         "store 0 x3",
         "mmap 2 file=3 prot=rw flags=private",
         "mmap 2 flags=anon prot=r",
+        "fault_install 2",
+        "fault_finish 2",
+        "fault_install 0 store",
+        "fault_finish 0",
         "mmap 3 file=2 prot=r flags=readonly",
         "reclaim 0 of 0",
         "file_write 1",
@@ -119,6 +123,8 @@ EVENT_MISTAKES = [
     ("cpu0: reclaim 0 of 1", "process=1: allowed are 0 to 0"),
     ("cpu0: switch 1", "process=1: allowed are idle or 0 to 0"),
     ("cpu0: tick 1", "1: nothing more is allowed"),
+    ("cpu0: fault_install 0 load", "load: allowed is store (usage: fault_install PAGE [store])"),
+    ("cpu0: fault_finish 0-1", "page=0-1: allowed is one page"),
     ("cpu0: file_write", "file=: allowed are 0 to 3"),
 ]
 

@@ -78,6 +78,7 @@ def _spoil(row_op: Op, column: int, value: int):
         (Op.MMAP, OP, int(Op.NOP), "field"),
         (Op.GATHER_FINISH, OP, int(Op.NOP), "field"),
         (Op.GATHER_FINISH, OP, int(Op.SWITCH), "field"),
+        (Op.LOAD, OP, int(Op.FAULT_INSTALL), "field op"),
         (Op.LOAD, CPU, 9, "events cpu"),
         (Op.LOAD, VPN, -1, "events vpn"),
     ],
