@@ -13,6 +13,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "debt_merge": ("open_generation", "per_frame"),
     "absorb": ("off", "on"),
     "targets": ("mm_cpumask", "uncovered"),
+    "credit": ("full", "batch", "batch_and_mm"),
+    "kept_debt": ("carried", "lost", "flushed"),
     "pending_to": ("head", "tail"),
     "buddy_tag": ("kept", "lost"),
     "buddy_merge": ("off", "newest"),
@@ -57,6 +59,8 @@ class FlushPolicy(NamedTuple):
     debt_merge: Any = 0
     absorb: Any = 0
     targets: Any = 0
+    credit: Any = 0
+    kept_debt: Any = 0
     pending_to: Any = 0
     buddy_tag: Any = 0
     buddy_merge: Any = 0

@@ -96,8 +96,8 @@ BANKS: dict[str, tuple[str, ...]] = {
         "dr_next",
     ),
     "fl": (
-        "fl_batch", "fl_cpu", "fl_mm", "fl_start", "fl_end", "fl_tables", "fl_payer", "fl_ret", "fl_sent", "fl_page", "fl_trim", "pd_cpu", "pd_left",
-        "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook",
+        "fl_batch", "fl_cpu", "fl_mm", "fl_start", "fl_end", "fl_tables", "fl_payer", "fl_ret", "fl_sent", "fl_page", "fl_trim", "fl_credit",
+        "pd_cpu", "pd_left", "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook",
     ),
     "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending"),
     "gens": ("ugen", "ugen_done", "unmap_clock", "anon_top", "foreign_count", "q_head", "q_count"),

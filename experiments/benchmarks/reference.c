@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][39]: the 9 numbers of MachineParams, then the 30 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][41]: the 9 numbers of MachineParams, then the 32 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -43,6 +43,8 @@ enum { RMAP_FULL = 1, GATHER_FULL = 2, ANON_POOL_EMPTY = 4 };
 enum { RECLAIM_NEVER, RECLAIM_PAGE, RECLAIM_BATCH, RECLAIM_TAKE_OFF, RECLAIM_OWNER };
 enum { DEFER_READ_ONLY, DEFER_CLEAN, DEFER_ANY };
 enum { OPEN_GENERATION, PER_FRAME };
+enum { CREDIT_FULL, CREDIT_BATCH, CREDIT_BATCH_AND_MM };
+enum { KEPT_CARRIED, KEPT_LOST, KEPT_FLUSHED };
 enum { FAULT_OFF, FAULT_WP, FAULT_BEFORE, FAULT_AFTER };
 enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
 enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS };
@@ -70,11 +72,11 @@ struct shape {
 };
 struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 39 * sizeof(int32_t), "a lane record is 39 integers");
+_Static_assert(sizeof(struct lane) == 41 * sizeof(int32_t), "a lane record is 41 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
@@ -226,7 +228,7 @@ static bool run_flush(struct machine *M, int c, int m, struct range range) {
     bool full = range.all || gen != *done + 1;
     if (full) {
         flush_process(M, c, m);
-        M->cpu[c].covered = M->unmap_clock;
+        if (M->lane->credit == CREDIT_FULL) M->cpu[c].covered = M->unmap_clock;
     } else {
         for (int v = range.start; v < range.end; v++) drop_entry(M, c, v, (uint32_t)(m * M->num_vpns + v));
     }
@@ -265,9 +267,11 @@ static struct range limit(const struct machine *M, struct range range) {
     return range.end - range.start > M->lane->flush_ceiling ? ALL : range;
 }
 
-static void flush_mm(struct machine *M, int i, int m, struct range range, bool freed_tables, enum payer payer) {
+/* `is_pending`: because of unmaps that reclaim has batched. */
+static void request_mm(struct machine *M, int i, int m, struct range range, bool freed_tables, enum payer payer, bool is_pending) {
     const struct lane *lane = M->lane;
     struct process *mm = &M->process[m];
+    cpuset mask = mm->cpumask;
     range = limit(M, range);
     mm->tlb_gen++;
     if (range.all) mm->va_debt = 0;
@@ -293,6 +297,15 @@ static void flush_mm(struct machine *M, int i, int m, struct range range, bool f
         }
     }
     if (M->cpu[i].loaded == m && (mm->cpumask & bit(i))) flush_here(M, i, m, range);
+    if (is_pending && lane->credit == CREDIT_BATCH_AND_MM) {
+        int c;
+        FOR_EACH_CPU(c, mask) M->cpu[c].covered = M->unmap_clock;
+    }
+    M->unmap_clock++;
+}
+
+static void flush_mm(struct machine *M, int i, int m, struct range range, bool freed_tables, enum payer payer) {
+    request_mm(M, i, m, range, freed_tables, payer, false);
 }
 
 static void flush_batch(struct machine *M, int i, cpuset mask, enum payer payer) {
@@ -550,6 +563,8 @@ static void queue_flush(struct machine *M, struct frame *frame, int m, struct pa
     M->deferred_mask |= mm->cpumask;
     frame->owed |= mm->cpumask;
     frame->owner = frame->owner == NONE || frame->owner == m ? m : M->shape->num_processes;
+    frame->since = M->now;
+    frame->tag_clock = M->unmap_clock;
     if (lane->munmap_debt_rule == DEBT_PENDING) mm->pending++;
     if (lane->munmap_debt_rule == DEBT_VMA_FLAG) M->vma_flag[page->vma] = 1;
     if (lane->munmap_debt_rule == DEBT_PTE_MARKER || lane->va_rule) page->marker = 1;
@@ -605,11 +620,7 @@ static void unmap(struct machine *M, int f, int i) {
     if (lane->reclaim_remove) clear_home(M, b);
     M->batch_frame[M->num_batch] = f;
     M->batch_deferred[M->num_batch++] = deferred;
-    if (deferred) {
-        frame->since = M->now;
-        frame->tag_clock = M->unmap_clock;
-        COUNT(deferred_unmaps)++;
-    }
+    if (deferred) COUNT(deferred_unmaps)++;
     if (M->num_batch >= lane->reclaim_batch) drain(M, i);
 }
 
@@ -769,9 +780,16 @@ static void perform_store(struct machine *M, int f, int b, bool is_stale) {
     frame->version = names ? truth : 0;
 }
 
-static void take_back(struct machine *M, int f) {
-    if (M->frame[f].state != BATCH) return;
-    M->frame[f].state = USED;
+static void take_back(struct machine *M, int c, int f) {
+    struct frame *frame = &M->frame[f];
+    if (frame->state != BATCH) return;
+    if (frame->owed && M->lane->kept_debt) {
+        if (M->lane->kept_debt == KEPT_FLUSHED) flush_batch(M, c, frame->owed, PAY_FAULT);
+        frame->owed = 0;
+        frame->owner = NONE;
+        frame->since = frame->tag_clock = 0;
+    }
+    frame->state = USED;
     lru_append(M, f);
     COUNT(pgrescued)++;
 }
@@ -840,7 +858,7 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
     if (is_store && !is_own) return copy_on_write(M, c, m, v);
     int f = M->backing[b].home;
     if (f != NONE) {
-        take_back(M, f);
+        take_back(M, c, f);
     } else {
         f = alloc_frame(M, c, m, false);
         if (f == NONE) return false;
@@ -992,7 +1010,7 @@ static void debt_rule(struct machine *M, int c, int m, int v, struct gather *gat
     struct process *mm = &M->process[m];
     struct page *page = &M->page[m * M->num_vpns + v];
     if (mm->pending != mm->flushed) {
-        flush_mm(M, c, m, ALL, true, PAY_MAPPING);
+        request_mm(M, c, m, ALL, true, PAY_MAPPING, true);
         mm->flushed = mm->pending;
     }
     if (M->lane->munmap_debt_rule == DEBT_VMA_FLAG && M->vma_flag[page->vma]) {
@@ -1145,6 +1163,7 @@ static void quarantine_gather(struct machine *M, int c, int m, struct range rang
     struct process *mm = &M->process[m];
     mm->tlb_gen++;
     if (mm->cpumask & bit(c)) flush_here(M, c, m, limit(M, range));
+    M->unmap_clock++;
     mm->sweep |= mm->cpumask & ~bit(c);
     for (int k = 0; k < gather->num_held; k++) {
         struct frame *frame = &M->frame[gather->held[k]];
@@ -1246,7 +1265,7 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
 static bool file_write(struct machine *M, int c, int b) {
     int f = M->backing[b].home;
     if (f != NONE) {
-        take_back(M, f);
+        take_back(M, c, f);
     } else {
         f = alloc_frame(M, c, M->cpu[c].loaded, false);
         if (f == NONE) return true;

@@ -191,11 +191,12 @@ class Draft:
 
     def flush_mm(
         self, enabled: Array, then: Array | Phase, *, cpu: Array, mm: Array, payer: Payer, start: Array | int = 0, end: Array | int = -1,
-        tables: Array | int = 0,
+        tables: Array | int = 0, credit: Array | int = 0,
     ) -> None:  # fmt: skip
-        """Request a flush of ``[start, end)`` of an mm; ``end`` -1 is the whole mm."""
+        """Request a flush of ``[start, end)`` of an mm; ``end`` -1 is the whole mm. ``credit``: the rule of that name credits its whole mask."""
         self.put_regs(
             enabled, fl_batch=0, fl_cpu=cpu, fl_mm=mm, fl_start=start, fl_end=end, fl_tables=tables, fl_payer=int(payer), fl_ret=then,
+            fl_credit=credit,
         )  # fmt: skip
         self.goto(Phase.FLUSH, enabled)
 

@@ -8,12 +8,14 @@ from jax import Array
 from lufjax import state as st
 from lufjax.events import Op, Payer, VmaFlag
 from lufjax.faults import Fault
-from lufjax.kernels import frames, tlb
+from lufjax.kernels import cpumask, frames, tlb
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
 
 OFF, WP, BEFORE, AFTER = range(4)
 """Values of ``write_fault_flush``."""
+CARRIED, LOST, FLUSHED = range(3)
+"""Values of ``kept_debt``."""
 
 
 def fault(m: Draft, enabled: Array) -> None:
@@ -86,10 +88,12 @@ def install(m: Draft, enabled: Array) -> None:
     code, frame = m.r.phase, m.r.alloc_frame
     is_store, is_half = for_store(m), m.op == Op.FAULT_INSTALL
     m.complete(enabled & (code == Phase.INSTALL_READ) & (frame < 0))
-    todo = enabled & (frame >= 0)
+    row = m.get("frame", frame)
+    keeps = keep(m, frame, row, enabled & (code == Phase.INSTALL_RESIDENT), Phase.INSTALL_RESIDENT)
+    todo = enabled & (frame >= 0) & ~keeps
     backing = m.get("page", m.pid, st.BACKING)
     reads = todo & (code == Phase.INSTALL_READ)
-    _arrive(m, frame, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
+    _arrive(m, frame, row, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
 
     pte = m.get("pte", m.pid)
     filled = todo & (code == Phase.INSTALL_FILL)
@@ -120,10 +124,9 @@ def hook(m: Draft, enabled: Array) -> None:
     m.discharge_all(enabled, then, Payer.FAULT)
 
 
-def _arrive(m: Draft, frame: Array, backing: Array, reads: Array, resident: Array) -> None:
+def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, resident: Array) -> None:
     """The frame joins the inactive list: read in just now, or taken back from the unmap batch."""
     _, stored, home = m.get("backing", backing)
-    row = m.get("frame", frame)
     rescued = resident & (row[st.STATE] == st.IN_BATCH)
     m.count("pgmajfault", reads & ((home & 1) != 0))
     m.count("pgrescued", rescued)
@@ -133,6 +136,18 @@ def _arrive(m: Draft, frame: Array, backing: Array, reads: Array, resident: Arra
     m.put("frame", (frame, slice(st.STATE, st.PAGE_OF + 1)), jnp.concatenate([used, new]), reads | rescued)
     m.put("backing", (backing, st.HOME), frame * 4 + (home & 1), reads)
     frames.lru_append(m, frame, reads | rescued)
+
+
+def keep(m: Draft, frame: Array, row: Array, enabled: Array, then: Phase) -> Array:
+    """``kept_debt`` of a frame that is taken back from the unmap batch. Returns whether a flush was requested, after which ``then`` tries again."""
+    owed = m.get("owed", frame)
+    kept = enabled & (row[st.STATE] == st.IN_BATCH) & ~cpumask.is_empty(owed)
+    flushes = kept & (m.rules.kept_debt == FLUSHED)
+    m.flush_batch(flushes, then, cpu=m.c, mask=owed, payer=Payer.FAULT)
+    clears = kept & (m.rules.kept_debt != CARRIED)
+    m.put("owed", frame, jnp.zeros_like(owed), clears)
+    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), clears)
+    return flushes
 
 
 def hold(m: Draft, frame: Array, backing: Array, version: Array, enabled: Array) -> None:

@@ -13,6 +13,8 @@ from lufjax.phases.draft import Draft
 
 MM, BATCH, LOCAL = range(3)
 """Kinds of request (``fl_batch``): an mm everywhere, whatever a CPU set has loaded, an mm on the initiator alone."""
+FULL, _, BATCH_AND_MM = range(3)
+"""Values of ``credit``."""
 CPUS_A_VISIT = 8
 
 
@@ -63,7 +65,8 @@ def flush(m: Draft, enabled: Array) -> None:
     m.count("nr_tlb_local_flush_all", enabled, (full & is_local).sum(dtype=jnp.int32))
     m.count("nr_tlb_local_flush_one", (ranged & is_local).any(), r.fl_end - r.fl_start)
     m.put("cpu", (cpus, jnp.full_like(cpus, st.LOADED)), jnp.full_like(cpus, -1), drops_mm)
-    covers = full | (enabled & is_batch & in_mask)
+    credited = is_batch | ((r.fl_credit == 1) & (rules.credit == BATCH_AND_MM))
+    covers = (full & (rules.credit == FULL)) | (enabled & credited & in_mask)
     m.put("cpu", (cpus, jnp.full_like(cpus, st.COVERED)), jnp.full_like(cpus, r.unmap_clock), covers)
     leaves = drops_mm | (hit & ~is_here & keeps & for_mm)
     processes = jnp.arange(m.shape.num_processes)
@@ -76,7 +79,7 @@ def flush(m: Draft, enabled: Array) -> None:
     before = jnp.where(start, jnp.zeros_like(mask), m.fl_ranged)
     m.set_mask("fl_ranged", before | cpumask.place(ranged, base, m.words), enabled)
     is_last = base + cpus.shape[0] >= m.shape.num_cpus
-    m.bump("unmap_clock", enabled & is_batch & is_last)
+    m.bump("unmap_clock", enabled & is_last)
     m.put_regs(enabled, fl_page=jnp.where(is_last, r.fl_start, base + cpus.shape[0]))
     then = jnp.where(cpumask.is_empty(m.fl_ranged), r.fl_ret, Phase.INVLPG)
     m.goto(jnp.where(is_last, then, Phase.FLUSH_NEXT), enabled)

@@ -47,7 +47,7 @@ def mapping(m: Draft, enabled: Array) -> None:
     pending = (opened & ~is_mmap) | fixed
     pays = pending & (row[st.PENDING] != row[st.FLUSHED])
     m.put("mm", (m.m, st.FLUSHED), row[st.PENDING], pays)
-    m.flush_mm(pays, Phase.MAPPING_FLAG, cpu=m.c, mm=m.m, payer=Payer.MAPPING, tables=1)
+    m.flush_mm(pays, Phase.MAPPING_FLAG, cpu=m.c, mm=m.m, payer=Payer.MAPPING, tables=1, credit=1)
     flag = (pending & ~pays) | at(Phase.MAPPING_FLAG)
     has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & old_flag
     m.put("vma_flag", jnp.maximum(vma, 0), 0, has_flag)

@@ -11,7 +11,7 @@ from lufjax.kernels import cpumask, frames
 from lufjax.phases import Phase
 from lufjax.phases.alloc import free_then, owes
 from lufjax.phases.draft import Draft
-from lufjax.phases.fault import hold
+from lufjax.phases.fault import hold, keep
 
 
 def schedule(m: Draft, enabled: Array) -> None:
@@ -96,7 +96,9 @@ def other(m: Draft, enabled: Array) -> None:
     # write(2) of one whole page into the page cache, which may have to be filled first.
     frame = jnp.where(arrives | (code == Phase.OTHER_WRITE), m.r.alloc_frame, resident)
     found = begin & is_write & (resident >= 0)
-    rescued = found & (m.get("frame", frame, st.STATE) == st.IN_BATCH)
+    row = m.get("frame", frame)
+    found = found & ~keep(m, frame, row, found, Phase.OTHER)
+    rescued = found & (row[st.STATE] == st.IN_BATCH)
     m.count("pgrescued", rescued)
     m.put("frame", (frame, st.STATE), st.USED_STATE, rescued)
     filled = arrives & is_write

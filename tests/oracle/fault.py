@@ -97,7 +97,7 @@ def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool
     b = s.page(m, v).backing
     backing = s.backings[b]
     if backing.home is not None:
-        frames.take_back(s, n, backing.home)
+        frames.take_back(s, n, c, backing.home)
     else:
         f = allocation.alloc(s, n, c)
         if f is None:

@@ -67,7 +67,6 @@ def _owe(s: State, n: Counts, m: int, gather: Gather) -> None:
     s.processes[m].tlb_gen += 1
     for f in gather.held:
         frames.add_debt(s, f, m)
-        s.frames[f].since, s.frames[f].tag_clock = s.now, s.unmap_clock
         n.bump("deferred_unmaps")
     _mark(s, m, gather)
 

@@ -5,12 +5,28 @@ from __future__ import annotations
 from .counting import Counts
 from .state import State
 
+FULL, _, BATCH_AND_MM = range(3)
 Range = tuple[int, int] | None
 """Pages ``[start, end)`` to flush; None is ALL."""
 
 
 def flush_mm(s: State, n: Counts, i: int, m: int, pages: Range, freed_tables: bool, payer: str) -> None:
     """Flush pages of process ``m`` on every CPU in its mask; the request comes from CPU ``i``."""
+    _request_mm(s, n, i, m, pages, freed_tables, payer)
+    s.unmap_clock += 1
+
+
+def flush_pending(s: State, n: Counts, i: int, m: int) -> None:
+    """Flush process ``m`` because reclaim has batched unmaps of it that a mapping call may not overtake."""
+    credited = set(s.processes[m].cpumask) if s.policy["credit"] == BATCH_AND_MM else set()
+    _request_mm(s, n, i, m, None, True, "mapping")
+    for c in credited:
+        s.cpus[c].covered = s.unmap_clock
+    s.unmap_clock += 1
+    s.processes[m].flushed = s.processes[m].pending
+
+
+def _request_mm(s: State, n: Counts, i: int, m: int, pages: Range, freed_tables: bool, payer: str) -> None:
     process = s.processes[m]
     pages = limited(s, pages)
     process.tlb_gen += 1
@@ -24,7 +40,7 @@ def flush_mm(s: State, n: Counts, i: int, m: int, pages: Range, freed_tables: bo
         for c in [c for c in targets if _is_told(s, c, m, freed_tables, trim)]:
             _deliver(s, n, c, m, pages, gen, payer)
     if s.cpus[i].loaded == m and i in process.cpumask:
-        flush_here(s, n, i, m, pages, gen)
+        _flush_here(s, n, i, m, pages, gen)
 
 
 def limited(s: State, pages: Range) -> Range:
@@ -84,7 +100,8 @@ def _flush_pages(s: State, c: int, m: int, pages: Range, gen: int) -> bool:
     is_full = pages is None or gen != cpu.gen_done[m] + 1 or gen != newest
     if is_full:
         flush_cpu(s, c, m)
-        cpu.covered = s.unmap_clock
+        if s.policy["credit"] == FULL:
+            cpu.covered = s.unmap_clock
     else:
         for vpn in range(*pages):
             drop(s, c, m, vpn)
@@ -93,6 +110,12 @@ def _flush_pages(s: State, c: int, m: int, pages: Range, gen: int) -> bool:
 
 
 def flush_here(s: State, n: Counts, i: int, m: int, pages: Range, gen: int) -> None:
+    """A request to the CPU that asks, and to no other."""
+    _flush_here(s, n, i, m, pages, gen)
+    s.unmap_clock += 1
+
+
+def _flush_here(s: State, n: Counts, i: int, m: int, pages: Range, gen: int) -> None:
     """The local function on the CPU that asks."""
     if s.cpus[i].gen_done[m] == s.processes[m].tlb_gen:
         return

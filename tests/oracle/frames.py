@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from . import flush
 from .counting import Counts
 from .state import BATCH, FREE, USED, EngineFault, State
+
+FLUSHED = 2
 
 
 def free(s: State, n: Counts, f: int, c: int) -> None:
@@ -54,10 +57,16 @@ def make_home(s: State, f: int, b: int, version: int) -> None:
     s.lru.append(f)
 
 
-def take_back(s: State, n: Counts, f: int) -> None:
-    """A frame that waits in the batch is used again; a debt it carries stays on it."""
-    if s.frames[f].state == BATCH:
-        s.frames[f].state = USED
+def take_back(s: State, n: Counts, c: int, f: int) -> None:
+    """A frame that waits in the batch is used again by CPU ``c``; ``kept_debt`` says what becomes of its debt."""
+    frame = s.frames[f]
+    if frame.state == BATCH:
+        if frame.owed and s.policy["kept_debt"]:
+            if s.policy["kept_debt"] == FLUSHED:
+                flush.flush_batch(s, n, c, frame.owed, "fault")
+            frame.owed, frame.owner = set(), None
+            frame.since = frame.tag_clock = 0
+        frame.state = USED
         s.lru.append(f)
         n.bump("pgrescued")
 
@@ -89,3 +98,4 @@ def add_debt(s: State, f: int, m: int) -> None:
     frame, many = s.frames[f], len(s.processes)
     frame.owed |= s.processes[m].cpumask
     frame.owner = m if frame.owner in (None, m) else many
+    frame.since, frame.tag_clock = s.now, s.unmap_clock

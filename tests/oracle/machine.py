@@ -94,7 +94,7 @@ def _file_write(s: State, n: Counts, cpu: int, b: int) -> bool:
         if f is None:
             return True
         frames.make_home(s, f, b, backing.stored)
-    frames.take_back(s, n, backing.home)
+    frames.take_back(s, n, cpu, backing.home)
     if s.policy["file_write_flush"]:
         allocation.discharge_all(s, n, cpu, "fault")
     backing.truth += 1

@@ -67,8 +67,7 @@ def _debt_rule(s: State, n: Counts, c: int, m: int, v: int, gather: Gather) -> N
     """Pay for unmaps by reclaim that were not flushed yet, as far as the policy knows of them."""
     process, page, rule = s.processes[m], s.page(m, v), s.policy["munmap_debt_rule"]
     if process.pending != process.flushed:
-        flush.flush_mm(s, n, c, m, None, True, "mapping")
-        process.flushed = process.pending
+        flush.flush_pending(s, n, c, m)
     if rule == VMA_FLAG and s.vma_flag[page.vma]:
         flush.flush_mm(s, n, c, m, None, False, "mapping")
         s.vma_flag[page.vma] = False

@@ -62,7 +62,6 @@ def unmap(s: State, n: Counts, f: int, i: int) -> None:
         backing.home = None
     s.batch.append((f, deferred))
     if deferred:
-        frame.since, frame.tag_clock = s.now, s.unmap_clock
         n.bump("deferred_unmaps")
     if len(s.batch) >= s.params["reclaim_batch"]:
         drain(s, n, i)
