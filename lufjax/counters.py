@@ -9,6 +9,7 @@ SCALARS: dict[str, tuple[str, str]] = {
     "pgfault": ("faults", "page faults"),
     "pgmajfault": ("faults", "page faults that read the backing store"),
     "segv": ("faults", "faults without a usable VMA (SIGSEGV)"),
+    "sigbus": ("faults", "faults on a file page beyond the end of its file (SIGBUS)"),
     "spurious_fault": ("faults", "write faults through a stale read-only entry whose PTE is writable"),
     "stlb_hit": ("accesses", "accesses that missed L1 and hit the L2 TLB"),
     "dtlb_load_misses": ("accesses", "loads that missed both TLB levels"),

@@ -34,6 +34,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
     is_flag = np.isin(op, [Op.GATHER_FINISH, Op.ALLOC_FOREIGN, Op.FAULT_INSTALL])
     need(is_flag & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
-    need((op == Op.FILE_WRITE) & ((arg < 0) | (arg >= shape.num_file_pages)), "arg", arg, f"a file page below {shape.num_file_pages}")
+    of_file = np.isin(op, [Op.FILE_WRITE, Op.REMOTE_WRITE, Op.TRUNCATE])
+    need(of_file & ((arg < 0) | (arg >= files)), "arg", arg, f"a file page below {files}")
     processes = (op == Op.SWITCH) | (op == Op.RECLAIM)
     need(processes & ((arg < IDLE) | (arg >= shape.num_processes)), "arg", arg, f"-1 or a process below {shape.num_processes}")

@@ -19,7 +19,7 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, mapping, micro, other, reclaim
+from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -48,12 +48,16 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "half": half.half,
     "micro": micro.micro,
     "atomic": atomic.atomic,
+    "invalidate": invalidate.invalidate,
+    "withdraw": invalidate.withdraw,
     "complete": other.complete,
     "release": finish.release,
 }
 """Group -> its kernel, in the order of the walk of one event."""
 
 _OF_FAULTS = {Op.FAULT_INSTALL, Op.FAULT_FINISH}
+_OF_FILES = {Op.REMOTE_WRITE, Op.TRUNCATE}
+
 _OPTIONAL = {
     "mapping": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
     "edit": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
@@ -61,11 +65,13 @@ _OPTIONAL = {
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_OF_FAULTS, *MicroOp},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, *_OF_FILES},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_OF_FAULTS, *_OF_FILES, *MicroOp},
     "half": _OF_FAULTS,
     "micro": set(MicroOp),
     "atomic": {Op.ALLOC_ATOMIC},
+    "invalidate": _OF_FILES,
+    "withdraw": _OF_FILES,
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 

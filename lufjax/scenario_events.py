@@ -177,9 +177,9 @@ class EventList:
             raise ValueError(f"{' '.join(arguments)}: allowed is tables")
         return [[op, 0, len(arguments), 0]], [" ".join(["gather_finish", *arguments])]
 
-    def _file_write(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+    def _file(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         page = _number("file", " ".join(arguments), self.num_file_pages - 1)
-        return [[op, 0, page, 0]], [f"file_write {page}"]
+        return [[op, 0, page, 0]], [f"{op.name.lower()} {page}"]
 
     def _reclaim(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if not arguments:
@@ -245,7 +245,9 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "mprotect": (f"mprotect {_GATHER_USAGE} prot=none|r|rw", EventList._gather),
     "madvise_dontneed": (f"madvise_dontneed {_GATHER_USAGE}", EventList._gather),
     "gather_finish": ("gather_finish [tables]", EventList._finish),
-    "file_write": ("file_write F", EventList._file_write),
+    "file_write": ("file_write F", EventList._file),
+    "remote_write": ("remote_write F", EventList._file),
+    "truncate": ("truncate F", EventList._file),
     "reclaim": ("reclaim [PAGES of PROCESS]", EventList._reclaim),
     "reclaim_flush": ("reclaim_flush", EventList._plain),
     "alloc_foreign": ("alloc_foreign [preempted]", EventList._alloc),

@@ -85,6 +85,7 @@ class MachineState(NamedTuple):
     fl: Any
     lists: Any
     gens: Any
+    zap: Any
 
 
 MASKS = ("batch_mask", "deferred_mask", "debt_mask", "fl_mask", "fl_ranged")
@@ -101,6 +102,7 @@ BANKS: dict[str, tuple[str, ...]] = {
     ),
     "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending"),
     "gens": ("ugen", "ugen_done", "unmap_clock", "anon_top", "foreign_count", "q_head", "q_count"),
+    "zap": ("zap_held", "zap_cleared"),
 }  # fmt: skip
 """Scalars that are read and written together: global state of the machine, and registers that phases hand to one another."""
 BANK_OF = {name: (bank, column) for bank, names in BANKS.items() for column, name in enumerate(names)}

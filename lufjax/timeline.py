@@ -94,7 +94,7 @@ def _seen(reading: Reading, kind: Violation) -> int:
 def _verdict(row: Sequence[int], violations: tuple[str, ...], before: dict[str, Any], after: dict[str, Any]) -> str:
     if violations:
         return ", ".join(violations)
-    grew = {"events_disabled": "not enabled", "segv": "SIGSEGV", "alloc_fail": "no frame", "tolerated": "tolerated"}
+    grew = {"events_disabled": "not enabled", "segv": "SIGSEGV", "sigbus": "SIGBUS", "alloc_fail": "no frame", "tolerated": "tolerated"}
     for name, text in grew.items():
         if after[name] > before[name]:
             return text

@@ -32,7 +32,7 @@
 typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
-       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, NUM_OPS };
+       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, REMOTE_WRITE = 20, TRUNCATE, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
@@ -50,8 +50,8 @@ enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
 enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS };
 
 #define SCALARS(X) \
-    X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(spurious_fault) X(stlb_hit) X(dtlb_load_misses) \
-    X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
+    X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(sigbus) X(spurious_fault) X(stlb_hit) \
+    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
     X(pgsteal_direct) X(pgpgout) X(nr_tlb_remote_flush) X(nr_tlb_remote_flush_received) X(nr_tlb_local_flush_all) \
     X(nr_tlb_local_flush_one) X(needless) X(ipi_reclaim) X(ipi_mapping) X(ipi_fault) X(ipi_alloc) X(deferred_unmaps) X(absorbed) \
     X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(atomic_refused) \
@@ -425,6 +425,9 @@ static inline void clear_home(struct machine *M, int b) {
 
 static inline bool is_anon(const struct machine *M, int b) { return b >= M->num_file_pages; }
 
+/* Is b a page beyond the end of its file? */
+static inline bool is_gone(const struct machine *M, int b) { return !is_anon(M, b) && !M->backing[b].on_store; }
+
 /* A frame starts to hold backing b, version w. */
 static void move_in(struct machine *M, int f, int b, int w) {
     struct frame *frame = &M->frame[f];
@@ -524,6 +527,13 @@ static void free_frame(struct machine *M, int f, int c) {
         for (int k = smaller(M->lane->pcp_batch, (int32_t)cpu->pcp_count); k > 0; k--)
             push_free(M, cpu->pcp[(cpu->pcp_head + --cpu->pcp_count) & M->pcp_wrap]);
     }
+}
+
+/* A holder lets go of f; the last one frees it if its page is gone. */
+static void put_frame(struct machine *M, int f, int c) {
+    struct frame *frame = &M->frame[f];
+    frame->refs--;
+    if (frame->refs == 0 && (frame->state == HELD || frame->state == QUARANTINE)) free_frame(M, f, c);
 }
 
 static void flush_now(struct machine *M, int i) {
@@ -687,8 +697,7 @@ static void release(struct machine *M, int i, bool all) {
             M->process[entry.process].sweep = 0;
             COUNT(give_ups)++;
         }
-        if (entry.kind == 0) free_frame(M, entry.frame, i);
-        else M->frame[entry.frame].refs--;
+        put_frame(M, entry.frame, i);
     }
 }
 
@@ -848,6 +857,10 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
         return false;
     }
     int b = page->backing;
+    if (is_gone(M, b)) {
+        COUNT(sigbus)++;
+        return false;
+    }
     bool is_own = (flags & VMA_SHARED) || is_anon(M, b);
     if (is_store && page->present && M->lane->write_fault_flush == FAULT_WP) discharge_all(M, c, PAY_FAULT);
     if (page->present && is_own) {
@@ -1024,6 +1037,7 @@ static void debt_rule(struct machine *M, int c, int m, int v, struct gather *gat
 }
 
 static void hold(struct machine *M, struct gather *gather, int f) {
+    M->frame[f].refs++;
     if (gather->num_held < M->shape->gather_slots) gather->held[gather->num_held++] = f;
     else M->fault |= GATHER_FULL;
 }
@@ -1044,7 +1058,6 @@ static void zap(struct machine *M, int m, int v, struct gather *gather) {
             hold(M, gather, f);
         }
     } else if (!is_anon(M, b) && was_present) {
-        M->frame[f].refs++;
         hold(M, gather, f);
     }
 }
@@ -1078,7 +1091,6 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
     if (flags & VMA_WRITE) page->promise_writable = 1;
     if (!page->present) return;
     if (!(flags & VMA_READ)) {
-        M->frame[page->frame].refs++;
         hold(M, gather, page->frame);
         clear_pte(M, page);
     } else if (!(flags & VMA_WRITE) && page->writable) {
@@ -1177,11 +1189,7 @@ static void quarantine_gather(struct machine *M, int c, int m, struct range rang
 }
 
 static void free_held(struct machine *M, int c, struct gather *gather) {
-    for (int k = 0; k < gather->num_held; k++) {
-        struct frame *frame = &M->frame[gather->held[k]];
-        if (frame->state == HELD) free_frame(M, gather->held[k], c);
-        else frame->refs--;
-    }
+    for (int k = 0; k < gather->num_held; k++) put_frame(M, gather->held[k], c);
     gather->num_held = 0;
 }
 
@@ -1224,6 +1232,18 @@ static bool gather_finish(struct machine *M, int c, bool arg) {
     return true;
 }
 
+/* Zap a page with a gather of its own that opens, flushes and frees within the event. */
+static void zap_now(struct machine *M, int c, int m, int v) {
+    int32_t held[1];
+    struct gather gather = { .kind = MUNMAP, .vs = v, .ve = v + 1, .held = held };
+    bool was_present = M->page[m * M->num_vpns + v].present;
+    debt_rule(M, c, m, v, &gather);
+    zap(M, m, v, &gather);
+    if (was_present && M->lane->gather_flush == GATHER_PAGE) flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
+    finish_flush(M, c, m, &gather, false, M->process[m].gathers > 0, false);
+    free_held(M, c, &gather);
+}
+
 static bool map_page(struct machine *M, int c, int v, int backing, int32_t packed) {
     const struct lane *lane = M->lane;
     int vma = packed % FIRST_PAGE;
@@ -1238,15 +1258,8 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
         page->marker = 0;
     }
     if (page->vma != NONE) {
-        int32_t held[1];
-        struct gather gather = { .kind = MUNMAP, .vs = v, .ve = v + 1, .held = held };
-        debt_rule(M, c, m, v, &gather);
-        bool was_present = page->present;
-        zap(M, m, v, &gather);
-        if (was_present && lane->gather_flush == GATHER_PAGE) flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
+        zap_now(M, c, m, v);
         page->vma = NONE;
-        finish_flush(M, c, m, &gather, false, mm->gathers > 0, false);
-        free_held(M, c, &gather);
         advance_promise(M, page, true);
     } else if (lane->munmap_debt_rule == DEBT_PTE_MARKER && page->marker) {
         flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
@@ -1275,6 +1288,54 @@ static bool file_write(struct machine *M, int c, int b) {
     M->frame[f].content = b;
     M->frame[f].version = ++M->backing[b].truth;
     M->backing[b].harvested = 0;
+    M->backing[b].on_store = 1;
+    return true;
+}
+
+/* Take a file page away from page (m, v); a private copy is forgotten and its file page is mapped again. */
+static void withdraw(struct machine *M, int c, int m, int v, int b) {
+    struct page *page = &M->page[m * M->num_vpns + v];
+    int old = page->backing;
+    zap_now(M, c, m, v);
+    if (old == b) return;
+    page->backing = b;
+    if (page->promise_mapped && page->promise_backing == old) {
+        page->promise_backing = b;
+        page->epoch = M->now;
+    }
+    release_id(M, old);
+}
+
+/* REMOTE_WRITE: the page changes on the server, and is dropped if it is cached. TRUNCATE: the file ends before it. */
+static bool replace_page(struct machine *M, int c, int b, bool truncates) {
+    struct backing *backing = &M->backing[b];
+    for (int k = 0; k < M->num_batch; k++)
+        if (M->batch_frame[k] == backing->home) {
+            drain(M, c);
+            break;
+        }
+    bool walks = truncates;
+    if (backing->home != NONE) {
+        walks |= M->frame[backing->home].refs > 0;
+        for (int r = 0; r < M->rmap_slots; r++) walks |= M->rmap[(size_t)backing->home * M->rmap_slots + r] != NONE;
+    }
+    for (int m = 0; walks && m < M->shape->num_processes; m++)
+        for (int v = 0; v < M->num_vpns; v++) {
+            const struct page *page = &M->page[m * M->num_vpns + v];
+            if (page->vma == NONE) continue;
+            bool is_copy = is_anon(M, page->backing) && M->backing[page->backing].parent == b;
+            if (page->backing == b || (truncates && is_copy)) withdraw(M, c, m, v, b);
+        }
+    if (backing->home != NONE) {
+        int f = backing->home;
+        clear_home(M, b);
+        lru_remove(M, f);
+        M->frame[f].state = HELD;
+        if (M->frame[f].refs == 0) free_frame(M, f, c);
+    }
+    backing->stored = ++backing->truth;
+    backing->harvested = 0;
+    backing->on_store = !truncates;
     return true;
 }
 
@@ -1357,6 +1418,8 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case FREE_FOREIGN: return free_foreign(M, c);
     case SWITCH: return switch_to(M, c, arg);
     case TICK: return tick(M, c);
+    case REMOTE_WRITE:
+    case TRUNCATE: return replace_page(M, c, arg, op == TRUNCATE);
     default: return true;
     }
 }
@@ -1698,7 +1761,9 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
     case ALLOC_FOREIGN: return is_within(arg, 0, 2);
-    case FILE_WRITE: return is_within(arg, 0, S->num_file_pages);
+    case FILE_WRITE:
+    case REMOTE_WRITE:
+    case TRUNCATE: return is_within(arg, 0, S->num_file_pages);
     case RECLAIM: return arg == NONE || (has_page && is_within(arg, 0, S->num_processes));
     case SWITCH: return is_within(arg, NONE, S->num_processes);
     default: return true;

@@ -58,7 +58,7 @@ class Phase(enum.IntEnum):
     FINISH_HELD = 39
     FINISH_PROMISE = 40
     SCHEDULE = 41  # SWITCH, TICK
-    OTHER = 42  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, allocations by others
+    OTHER = 42  # FILE_WRITE, RECLAIM, RECLAIM_FLUSH, allocations by others; the way to ops with phases of their own
     OTHER_ALLOCATED = 43
     OTHER_WRITE = 44
     RELEASE = 45  # end of the quarantine
@@ -74,6 +74,14 @@ class Phase(enum.IntEnum):
     INSTALL_FILL = 55  # the PTE can be seen, everything is paid
     HALF = 56  # FAULT_INSTALL, FAULT_FINISH
     HALF_INSTALLED = 57
+    INVALIDATE = 70  # invalidate_inode_pages2, truncate_pagecache
+    INVALIDATE_LOOK = 71
+    INVALIDATE_SCAN = 72
+    WITHDRAW = 73  # zap_page_range_single, of one page that maps the file page
+    WITHDRAW_FLAG = 74
+    WITHDRAW_ZAP = 75
+    WITHDRAW_SETTLE = 76
+    WITHDRAW_PUT = 77
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -104,6 +112,8 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "half": (Phase.HALF, Phase.HALF_INSTALLED),
     "micro": (Phase.MICRO,),
     "atomic": (Phase.ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ATOMIC_TAKEN),
+    "invalidate": (Phase.INVALIDATE, Phase.INVALIDATE_LOOK, Phase.INVALIDATE_SCAN),
+    "withdraw": (Phase.WITHDRAW, Phase.WITHDRAW_FLAG, Phase.WITHDRAW_ZAP, Phase.WITHDRAW_SETTLE, Phase.WITHDRAW_PUT),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),
 }  # fmt: skip

@@ -123,6 +123,14 @@ def free_then(m: Draft, frame: Array, cpu: Array, enabled: Array, then: Array | 
     m.goto(Phase.PCP_DRAIN, overflows)
 
 
+def put_then(m: Draft, frame: Array, row: Array, cpu: Array, enabled: Array, then: Phase, *, has_debt: Array) -> None:
+    """A holder lets go of a frame (``row`` of it); the last one frees it if its page is gone. Continues in ``then``."""
+    is_gone = (row[st.STATE] == st.HELD) | (row[st.STATE] == st.QUARANTINED)
+    m.add("frame", (frame, st.REFS), -1, enabled)
+    m.goto(then, enabled)
+    free_then(m, frame, cpu, enabled & is_gone & (row[st.REFS] == 1), then, has_debt=has_debt)
+
+
 def owes(m: Draft, frame: Array) -> Array:
     """Whether a frame carries a debt."""
     return ~cpumask.is_empty(m.get("owed", frame))

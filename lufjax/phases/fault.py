@@ -29,17 +29,20 @@ def fault(m: Draft, enabled: Array) -> None:
     m.count("pgfault", begin)
     allowed = (page[st.VMA] >= 0) & ((flags & VmaFlag.READ) != 0) & (~is_store | ((flags & VmaFlag.WRITE) != 0))
     m.count("segv", begin & ~allowed)
-    m.complete(begin & ~allowed)
-    begin = begin & allowed
+    is_anon = backing >= m.shape.num_file_pages
+    home = m.get("backing", backing, st.HOME)
+    is_gone = ~is_anon & ((home & 1) == 0)
+    m.count("sigbus", begin & allowed & is_gone)
+    m.complete(begin & (~allowed | is_gone))
+    begin = begin & allowed & ~is_gone
     pays = begin & is_store & is_present & (m.rules.write_fault_flush == WP)
     hooked = m.discharge_all(pays, Phase.FAULT_CLASSIFY, Payer.FAULT)
 
     ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
-    is_anon = backing >= m.shape.num_file_pages
     is_shared = (flags & VmaFlag.SHARED) != 0
     upgrade = is_present & (is_shared | is_anon)
     cow = ~upgrade & is_store & ~is_shared & ~is_anon
-    resident = frames.home_of(m, backing)
+    resident = home >> 2
     m.put_regs(ready, alloc_frame=jnp.where(upgrade, pte >> st.PTE_SHIFT, resident), alloc_foreign=0)
     may_write = (flags & (VmaFlag.WRITE | VmaFlag.MAYWRITE)) != 0
     hook = jnp.where(may_write, m.rules.write_fault_flush, OFF)

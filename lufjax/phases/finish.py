@@ -9,7 +9,7 @@ from lufjax import state as st
 from lufjax.events import Op, Payer, VmaFlag
 from lufjax.kernels import cpumask, frames
 from lufjax.phases import Phase
-from lufjax.phases.alloc import free_then, owes
+from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
 from lufjax.phases.flush import LOCAL
 from lufjax.phases.mapping import GATHER_NOW, GATHER_OWNER, GATHER_PAGE, GATHER_TICKS, RULE_ALWAYS
@@ -104,10 +104,8 @@ def _free_held(m: Draft, frame: Array, mask: Array, enabled: Array) -> None:
     m.bump("q_count", ticks)
     m.put("frame", (frame, st.STATE), st.QUARANTINED, ticks & is_held)
 
-    frees = enabled & ~ticks
-    m.add("frame", (frame, st.REFS), -1, frees & ~is_held)
-    m.goto(Phase.FINISH_HELD, enabled)
-    free_then(m, frame, m.c, frees & is_held, Phase.FINISH_HELD, has_debt=~cpumask.is_empty(owed))
+    m.goto(Phase.FINISH_HELD, ticks)
+    put_then(m, frame, row, m.c, enabled & ~ticks, Phase.FINISH_HELD, has_debt=~cpumask.is_empty(owed))
 
 
 def _promise(m: Draft, vpn: Array, kind: Array, gather: Array, enabled: Array) -> None:
@@ -144,7 +142,4 @@ def release(m: Draft, enabled: Array) -> None:
     frees = (todo & ~gives_up) | (enabled & (code == Phase.RELEASE_FREE))
     m.bump("q_head", frees)
     m.bump("q_count", frees, -1)
-    is_frame = head[st.Q_KIND] == 0
-    m.add("frame", (frame, st.REFS), -1, frees & ~is_frame)
-    m.goto(Phase.RELEASE, frees)
-    free_then(m, frame, m.c, frees & is_frame, Phase.RELEASE, has_debt=owes(m, frame))
+    put_then(m, frame, m.get("frame", frame), m.c, frees, Phase.RELEASE, has_debt=owes(m, frame))

@@ -10,7 +10,7 @@ from lufjax.events import ANON, FIRST_PAGE, Op, Payer, VmaFlag
 from lufjax.faults import Fault
 from lufjax.kernels import frames
 from lufjax.phases import Phase
-from lufjax.phases.alloc import free_then, owes
+from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
 
 GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS = range(5)
@@ -115,10 +115,10 @@ def edit(m: Draft, enabled: Array) -> None:
     held_file = (takes & ~is_anon & present) | (todo & is_protect & cleared)
     frames.lru_take(m, jnp.maximum(home, 0), held_anon, rotates=jnp.bool_(False))
     m.put("frame", (home, st.STATE), st.HELD, held_anon)
-    m.add("frame", (frame, st.REFS), 1, held_file)
-    slot, holds = gather[st.NUM_HELD], held_anon | held_file
+    slot, holds, held = gather[st.NUM_HELD], held_anon | held_file, jnp.where(held_anon, home, frame)
+    m.add("frame", (held, st.REFS), 1, holds)
     m.fault(Fault.GATHER_FULL, holds & (slot >= m.shape.gather_slots))
-    m.put("held", (m.c, slot), jnp.where(held_anon, home, frame), holds)
+    m.put("held", (m.c, slot), held, holds)
     _new_mapping(m, page, packed, todo, loses_home, cleared | protected)
 
     # What the gather will have to flush.
@@ -184,13 +184,11 @@ def fixed(m: Draft, enabled: Array) -> None:
     )  # fmt: skip
     frees = (begins & ~flushes) | (enabled & (m.r.phase == Phase.FIXED_FREE))
     frame = m.get("held", m.c, 0)
-    has = frees & (gather[st.NUM_HELD] > 0)
-    is_anon_frame = m.get("frame", frame, st.STATE) == st.HELD
-    m.add("frame", (frame, st.REFS), -1, has & ~is_anon_frame)
+    row, has = m.get("frame", frame), frees & (gather[st.NUM_HELD] > 0)
     frames.release_anon(m, page[st.BACKING], frees & (page[st.BACKING] >= m.shape.num_file_pages))
     m.put("page", (m.pid, st.VMA), -1, frees)
     m.goto(Phase.MAPPING_MAP, frees)
-    free_then(m, frame, m.c, has & is_anon_frame, Phase.MAPPING_MAP, has_debt=owes(m, frame))
+    put_then(m, frame, row, m.c, has, Phase.MAPPING_MAP, has_debt=owes(m, frame))
 
 
 def map_page(m: Draft, enabled: Array) -> None:

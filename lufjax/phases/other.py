@@ -72,6 +72,7 @@ def other(m: Draft, enabled: Array) -> None:
     truth, stored, packed = m.get("backing", page)
     resident = packed >> 2
     _reclaim(m, begin & (m.op == Op.RECLAIM))
+    m.goto(Phase.INVALIDATE, begin & ((m.op == Op.REMOTE_WRITE) | (m.op == Op.TRUNCATE)))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
     m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))
     m.goto(Phase.ATOMIC, begin & (m.op == Op.ALLOC_ATOMIC))
@@ -110,7 +111,7 @@ def other(m: Draft, enabled: Array) -> None:
     pays = m.discharge_all(ready & (m.rules.file_write_flush == 1), Phase.OTHER_WRITE, Payer.FAULT)
     writes = (ready & ~pays) | (enabled & (code == Phase.OTHER_WRITE))
     m.put("backing", (page, st.TRUTH), truth + 1, writes)
-    m.put("backing", (page, st.HOME), frame * 4 + (packed & 1), writes)
+    m.put("backing", (page, st.HOME), frame * 4 + 1, writes)
     m.put("frame", (frame, slice(st.CONTENT, st.VERSION + 1)), jnp.stack([page, truth + 1]), writes)
     m.complete(writes)
 

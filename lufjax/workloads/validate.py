@@ -69,6 +69,7 @@ class _Walk:
         self.pages_of_vma = Counter[int]()
         self.mappers = Counter[int]()
         self.file_of: dict[int, int] = {}
+        self.gone: set[int] = set()
         self.anon_in_use = 0
         self.next_anon = _MAX_ANON
         self.peak = Counter[str]()
@@ -113,6 +114,8 @@ class _Walk:
             self.switch(row, cpu, arg)
         elif op in _HALVES:
             self.fail(row, "op", f"{Op(op).name} is enabled under some policies only")
+        elif op in (Op.FILE_WRITE, Op.REMOTE_WRITE, Op.TRUNCATE):
+            self.file(row, op, arg)
 
     def access(self, row: int, cpu: int, op: int, vpn: int, repeat: int) -> None:
         if self.lazy[cpu]:
@@ -129,6 +132,8 @@ class _Walk:
         if self.flags[vma] & needed != needed:
             self.fail(row, "vpn", f"VMA {vma} does not allow this access")
         backing = self.backing[process][vpn]
+        if backing in self.gone:
+            self.fail(row, "vpn", f"file page {backing} is beyond the end of its file")
         if op == Op.STORE and backing < _MAX_ANON and not self.flags[vma] & VmaFlag.SHARED:
             self.count_mapper(backing, -1)
             self.backing[process][vpn] = self.promise[process][vpn] = self.fresh(backing)
@@ -181,6 +186,22 @@ class _Walk:
         self.count_mapper(self.backing[process][vpn], 1)
         if old != self.promise[process][vpn]:
             self.anon_in_use -= 1
+
+    def file(self, row: int, op: int, page: int) -> None:
+        if not 0 <= page < self.trace.num_file_pages:
+            self.fail(row, "arg", f"file page: allowed are 0 .. {self.trace.num_file_pages - 1}")
+        if op != Op.TRUNCATE:
+            self.gone.discard(page)
+            return
+        self.gone.add(page)
+        for process, backings in enumerate(self.backing):
+            for vpn, backing in enumerate(backings):
+                if self.vma[process][vpn] >= 0 and self.file_of.get(backing) == page:
+                    self.backing[process][vpn] = page
+                    self.count_mapper(page, 1)
+                    self.anon_in_use -= 1
+                    if self.promise[process][vpn] == backing:
+                        self.promise[process][vpn] = page
 
     def mmap(self, row: int, cpu: int, vpn: int, arg: int, repeat: int) -> None:
         if self.lazy[cpu] or self.gather[cpu] is not None:

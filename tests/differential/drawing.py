@@ -14,6 +14,7 @@ from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
  TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(1, 18)  # fmt: skip
+REMOTE_WRITE, TRUNCATE = 20, 21
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -123,7 +124,7 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         arg = alike[wish.pick % len(alike)]
     elif op in (FINISH, ALLOC_FOREIGN):
         arg = int(wish.repeat == 3)
-    elif op == FILE_WRITE:
+    elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = wish.pick % sizes["num_file_pages"]
     elif op in (RECLAIM, SWITCH):
         arg = wish.pick % (sizes["num_processes"] + 1) - 1

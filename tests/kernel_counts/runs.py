@@ -76,7 +76,7 @@ def count(mode: str, num_cpus: int, *, num_events: int = 4000, begin: int = 0, *
 def _every_op(trace: Trace) -> Trace:
     """A trace that no lane runs: with it every mode compiles to the same program, once for all tests."""
     events = np.zeros_like(trace.events)
-    events[:, OP], events[:, REPEAT] = np.arange(len(events)) % len(Op), 1
+    events[:, OP], events[:, REPEAT] = np.resize([*Op], len(events)), 1
     return replace(trace, events=events)
 
 

@@ -156,8 +156,5 @@ def release(s: State, n: Counts, i: int, everything: bool) -> None:
             flush.flush_mm(s, n, i, m, None, False, "alloc")
             s.processes[m].sweep = set()
             n.bump("give_ups")
-        if kind == 0:
-            assert s.frames[f].state == QUARANTINE
-            frames.free(s, n, f, i)
-        else:
-            s.frames[f].refs -= 1
+        assert kind or s.frames[f].state == QUARANTINE
+        frames.put(s, n, f, i)

@@ -48,9 +48,12 @@ def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> boo
     if not s.flags(page) & READ or (is_store and not s.flags(page) & WRITE):
         n.bump("segv")
         return False
+    b = page.backing
+    if s.is_gone(b):
+        n.bump("sigbus")
+        return False
     if is_store and page.present and s.policy["write_fault_flush"] == WP:
         allocation.discharge_all(s, n, c, "fault")
-    b = page.backing
     is_private_file = not s.flags(page) & SHARED and not s.is_anon(b)
     if page.present and not is_private_file:
         _hook(s, n, c, page, BEFORE)

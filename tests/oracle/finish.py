@@ -18,6 +18,8 @@ def gather_finish(s: State, n: Counts, c: int, frees_tables: bool) -> bool:
         return False
     process = s.processes[m]
     settle(s, n, c, m, gather, frees_tables, process.gathers > 1, False)
+    for v in range(gather.vs, gather.ve):
+        advance(s, m, v, gather.op)
     process.gathers -= 1
     process.excl -= gather.op != 6
     s.cpus[c].gather = None
@@ -25,28 +27,21 @@ def gather_finish(s: State, n: Counts, c: int, frees_tables: bool) -> bool:
     return True
 
 
-def settle(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bool, nested: bool, is_fixed: bool) -> None:
-    """The finish rule, shared by GATHER_FINISH and MMAP over a mapping (``is_fixed``)."""
-    quarantined = _flush(s, n, c, m, gather, frees_tables, nested, is_fixed)
-    for f in gather.held:
-        if quarantined:
-            break
-        if s.frames[f].state == HELD:
-            frames.free(s, n, f, c)
-        else:
-            s.frames[f].refs -= 1
-    for v in range(gather.vs, gather.ve):
-        _advance(s, m, v, gather.op)
+def settle(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bool, nested: bool, at_once: bool) -> None:
+    """The flush and the frees of a call; MMAP over a mapping and file events (``at_once``) defer nothing."""
+    if not _flush(s, n, c, m, gather, frees_tables, nested, at_once):
+        for f in gather.held:
+            frames.put(s, n, f, c)
 
 
-def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bool, nested: bool, is_fixed: bool) -> bool:
+def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bool, nested: bool, at_once: bool) -> bool:
     """Flush as ``gather_flush`` says. True if the held frames went to the quarantine."""
     always = s.policy["munmap_debt_rule"] == ALWAYS
     if not (gather.cleared or frees_tables or nested or always):
         return False
     pages = None if nested or always or not gather.cleared else (gather.cs, gather.ce)
     rule = s.policy["gather_flush"]
-    if rule in (OWNER, TICKS) and (is_fixed or gather.op == MPROTECT or frees_tables):
+    if rule in (OWNER, TICKS) and (at_once or gather.op == MPROTECT or frees_tables):
         rule = NOW
     if rule == PAGE and (frees_tables or always):
         rule = NOW
@@ -92,7 +87,7 @@ def _mark(s: State, m: int, gather: Gather) -> None:
     s.processes[m].va_debt = True
 
 
-def _advance(s: State, m: int, v: int, op: int) -> None:
+def advance(s: State, m: int, v: int, op: int) -> None:
     """From now on the process may rely on the mapping as it is."""
     page = s.page(m, v)
     old = page.promise.backing

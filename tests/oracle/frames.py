@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import flush
 from .counting import Counts
-from .state import BATCH, FREE, USED, EngineFault, State
+from .state import BATCH, FREE, HELD, QUARANTINE, USED, EngineFault, State
 
 FLUSHED = 2
 
@@ -47,6 +47,24 @@ def latest(s: State, a: int, b: int) -> int:
     if not a or not b:
         return a or b
     return b if is_older(s, a, b) else a
+
+
+def put(s: State, n: Counts, f: int, c: int) -> None:
+    """A holder of frame ``f`` lets go of it; the last one frees it if its page is gone."""
+    frame = s.frames[f]
+    frame.refs -= 1
+    if frame.refs == 0 and frame.state in (HELD, QUARANTINE):
+        free(s, n, f, c)
+
+
+def evict(s: State, n: Counts, f: int, c: int) -> None:
+    """Frame ``f`` stops being the home of its page; it is free once nobody holds it."""
+    frame = s.frames[f]
+    s.lru.remove(f)
+    s.backings[frame.page].home = None
+    frame.state = HELD
+    if frame.refs == 0:
+        free(s, n, f, c)
 
 
 def make_home(s: State, f: int, b: int, version: int) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
+REMOTE_WRITE, TRUNCATE = 20, 21
 READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 24, STORE: 16, MMAP: 5, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
     RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 3, FREE_FOREIGN: 3, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 3, FAULT_INSTALL: 6, FAULT_FINISH: 1,
+    REMOTE_WRITE: 3, TRUNCATE: 2,
 }  # fmt: skip
 """How often each operation is drawn."""
 
@@ -108,7 +110,7 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     elif op == FAULT_FINISH and enabled:
         vpn = vpn if rng.random() < 0.1 else t.fault[cpu]
         t.fault[cpu] = None if vpn == t.fault[cpu] else t.fault[cpu]
-    elif op == FILE_WRITE:
+    elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = rng.randrange(sizes["num_file_pages"])
     elif op == RECLAIM:
         arg = rng.randrange(-1, sizes["num_processes"])

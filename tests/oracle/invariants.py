@@ -25,8 +25,9 @@ def check(oracle: Oracle) -> None:
 
 
 def _frames_are_in_one_place(s: State) -> None:
-    held = [f for cpu in s.cpus if cpu.gather for f in cpu.gather.held if s.frames[f].state == HELD]
-    waiting = [f for f, kind, _, _ in s.quarantine if kind == 0]
+    waiting = {f for f, *_ in s.quarantine if s.frames[f].state == QUARANTINE}
+    held = {f for cpu in s.cpus if cpu.gather for f in cpu.gather.held} | {f for f, *_ in s.quarantine}
+    held = {f for f in held if s.frames[f].state == HELD}
     batch = sorted({f for f, _ in s.batch if s.frames[f].state == BATCH})
     free = s.free + [f for cpu in s.cpus for f in cpu.pcp]
     places = {FREE: free, USED: s.lru, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting}
@@ -56,6 +57,9 @@ def _homes_agree(s: State) -> None:
         if frame.state == USED:
             assert s.backings[frame.page].home == f
     for b, backing in enumerate(s.backings):
+        if s.is_gone(b):
+            assert backing.home is None
+            assert backing.stored == backing.truth
         if backing.home is not None:
             assert s.frames[backing.home].page == b
             assert s.frames[backing.home].state in (USED, BATCH)
@@ -71,10 +75,10 @@ def _anonymous_ids_are_conserved(s: State) -> None:
 
 
 def _gathers_and_references_agree(s: State) -> None:
-    references: Counter[int] = Counter(f for f, kind, _, _ in s.quarantine if kind == 1)
+    references: Counter[int] = Counter(f for f, *_ in s.quarantine)
     for cpu in s.cpus:
         if cpu.gather:
-            references.update(f for f in cpu.gather.held if s.frames[f].state == USED)
+            references.update(cpu.gather.held)
     assert references == Counter({f: frame.refs for f, frame in enumerate(s.frames) if frame.refs})
     for m, process in enumerate(s.processes):
         ops = [cpu.gather.op for cpu in s.cpus if cpu.gather and cpu.loaded == m]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import access, allocation, fault, flush, frames, mapping, micro, reclaim
+from . import access, allocation, fault, file, flush, frames, mapping, micro, reclaim
 from .counting import HISTOGRAMS, Counts
 from .finish import gather_finish
 from .snapshot import snapshot
@@ -13,6 +13,7 @@ from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
+REMOTE_WRITE, TRUNCATE = 20, 21
 FIRST_PAGE = 65536
 
 
@@ -51,11 +52,13 @@ class Oracle:
             return fault.install_half(s, n, cpu, vpn, bool(arg))
         if op == FAULT_FINISH:
             return fault.finish_half(s, n, cpu, vpn)
-        if op == FILE_WRITE:
-            return _file_write(s, n, cpu, arg)
         if op == RECLAIM:
             return _reclaim(s, n, cpu, vpn, arg)
-        if op == RECLAIM_FLUSH:
+        if op == FILE_WRITE:
+            file.file_write(s, n, cpu, arg)
+        elif op in (REMOTE_WRITE, TRUNCATE):
+            file.replace(s, n, cpu, arg, op == TRUNCATE)
+        elif op == RECLAIM_FLUSH:
             reclaim.drain(s, n, cpu)
         elif op == ALLOC_FOREIGN:
             _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True, is_preempted=arg == 1))
@@ -70,7 +73,7 @@ class Oracle:
         elif micro.PLACE <= op <= micro.PERMIT:
             micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {FAULT_FINISH}, and {micro.PLACE} to {micro.PERMIT}")
+            raise ValueError(f"op={op}: allowed are 0 to {TRUNCATE}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:
@@ -85,22 +88,6 @@ class Oracle:
     def violations(self) -> dict[str, Any]:
         """Violations by class, and the first of each class (zeros where none)."""
         return {kind: list(v) for kind, v in self.counts.violations.items()} | {"first": [list(x) for x in self.counts.first]}
-
-
-def _file_write(s: State, n: Counts, cpu: int, b: int) -> bool:
-    backing = s.backings[b]
-    if backing.home is None:
-        f = allocation.alloc(s, n, cpu)
-        if f is None:
-            return True
-        frames.make_home(s, f, b, backing.stored)
-    frames.take_back(s, n, cpu, backing.home)
-    if s.policy["file_write_flush"]:
-        allocation.discharge_all(s, n, cpu, "fault")
-    backing.truth += 1
-    backing.harvested = False
-    s.frames[backing.home].content = (b, backing.truth)
-    return True
 
 
 def _reclaim(s: State, n: Counts, cpu: int, vpn: int, process: int) -> bool:

@@ -90,10 +90,15 @@ def zap(s: State, m: int, v: int, gather: Gather) -> None:
         if s.frames[f].state == USED:
             s.lru.remove(f)
             s.frames[f].state = HELD
-            gather.held.append(f)
+            hold(s, gather, f)
     elif was_present:
-        s.frames[f].refs += 1
-        gather.held.append(f)
+        hold(s, gather, f)
+
+
+def hold(s: State, gather: Gather, f: int) -> None:
+    """Keep frame ``f`` until the gather has flushed."""
+    s.frames[f].refs += 1
+    gather.held.append(f)
 
 
 def _renew(s: State, m: int, v: int) -> None:
@@ -118,8 +123,7 @@ def _protect(s: State, m: int, v: int, new_vma: int, gather: Gather) -> None:
         return
     may_upgrade = page.dirty and (flags & SHARED or s.is_anon(page.backing))
     if not flags & READ:
-        s.frames[page.frame].refs += 1
-        gather.held.append(page.frame)
+        hold(s, gather, page.frame)
         frames.clear_pte(s, m, v)
     elif not flags & WRITE and page.writable:
         page.writable = False
@@ -158,12 +162,19 @@ def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: 
 
 
 def _unmap_fixed(s: State, n: Counts, c: int, m: int, v: int) -> None:
-    """The munmap inside an MMAP: a gather of one page that opens and finishes within the event."""
+    """The munmap inside an MMAP."""
+    zap_now(s, n, c, m, v)
+    page = s.page(m, v)
+    page.vma = page.backing = None
+    finish.advance(s, m, v, MUNMAP)
+
+
+def zap_now(s: State, n: Counts, c: int, m: int, v: int) -> None:
+    """Zap page (m, v) with a gather of its own that opens, flushes and frees within the event."""
     page, gather = s.page(m, v), Gather(MUNMAP, v, v + 1)
     _debt_rule(s, n, c, m, v, gather)
     was_present = page.present
     zap(s, m, v, gather)
-    page.vma = page.backing = None
     if s.policy["gather_flush"] == FLUSH_PAGE and was_present:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
     finish.settle(s, n, c, m, gather, False, s.processes[m].gathers > 0, True)

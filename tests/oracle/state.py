@@ -179,6 +179,10 @@ class State:
         """Whether ``backing`` belongs to the anonymous pool."""
         return backing >= self.num_file_pages
 
+    def is_gone(self, backing: int) -> bool:
+        """Whether ``backing`` is a page beyond the end of its file."""
+        return not self.is_anon(backing) and not self.backings[backing].on_store
+
     def flags(self, page: Page) -> int:
         """VMA flags of a page, 0 if it has no VMA."""
         return 0 if page.vma is None else self.vmas[page.vma]
@@ -188,6 +192,10 @@ class State:
         if page.vma is None:
             return Promise()
         return Promise(True, bool(self.flags(page) & WRITE), page.backing)
+
+    def pages(self) -> list[tuple[int, int, Page]]:
+        """Every (process, vpn, page), in order."""
+        return [(m, v, page) for m, process in enumerate(self.processes) for v, page in enumerate(process.pages)]
 
     def page(self, m: int, vpn: int) -> Page:
         """Page ``vpn`` of process ``m``."""

@@ -35,9 +35,9 @@ def test_presets_are_those_of_the_configuration(path: Path) -> None:
 
 
 def test_operations_have_the_same_numbers() -> None:
-    codes = list(range(len(Op)))
-    assert [int(op) for op in Op] == codes
-    assert list(generate_events.WEIGHTS) == codes
+    assert list(generate_events.WEIGHTS) == [int(op) for op in Op]
     assert [getattr(machine, name) for name in ("NOP", "MMAP", "FINISH", "TICK")] == [0, Op.MMAP, Op.GATHER_FINISH, Op.TICK]
     assert [getattr(scenario, name) for name in ("FILE_WRITE", "RECLAIM", "SWITCH")] == [Op.FILE_WRITE, Op.RECLAIM, Op.SWITCH]
+    for module in (machine, scenario, generate_events):
+        assert {name: getattr(module, name) for name in Op.__members__ if hasattr(module, name)}.items() <= Op.__members__.items()
     assert generate_events.FIRST_PAGE == machine.FIRST_PAGE == FIRST_PAGE

@@ -31,11 +31,15 @@ from .scenario import (
     PRIVATE_RW,
     RECLAIM,
     RECLAIM_FLUSH,
+    REMOTE_WRITE,
     SHARED_RO,
     SHARED_RW,
     STORE,
     SWITCH,
+    TICK,
+    TRUNCATE,
 )  # fmt: skip
+from .state import FREE
 
 SAFE = ("linux", "linux_6_15", "eager")
 HOLE = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH), (0, MUNMAP, 0), (0, FINISH)]
@@ -61,6 +65,18 @@ HAZARDS: dict[str, tuple[dict[int, tuple[int, int]], list[tuple[int, ...]]]] = {
     "permission granted and taken back in one gather": (
         {0: (ANON_RO, -1)},
         [(0, MPROTECT, 0, ANON_RW), (1, STORE, 0), (0, MPROTECT, 0, ANON_RO), (1, STORE, 0)],
+    ),
+    "a truncated page whose frame a madvise still holds": (
+        {0: (SHARED_RW, 2)},
+        [(1, STORE, 0), (0, DONTNEED, 0), (2, TRUNCATE, 0, 2), (2, ALLOC_FOREIGN), (1, LOAD, 0), (0, FINISH), (2, ALLOC_FOREIGN), (1, LOAD, 0)],
+    ),
+    "the server changes a page that waits for its flush": (
+        {0: (SHARED_RO, 2)},
+        [(1, LOAD, 0), (0, RECLAIM, 0), (2, REMOTE_WRITE, 0, 2), (1, LOAD, 0)],
+    ),
+    "the server changes a page that reclaim gave back": (
+        {0: (SHARED_RO, 2), 1: (SHARED_RO, 2)},
+        [(1, LOAD, 0), (1, LOAD, 1), (0, RECLAIM, 0), (0, LOAD, 0), (2, REMOTE_WRITE, 0, 2), (1, LOAD, 1)],
     ),
     "copy-on-write over an unmap that is not flushed": (
         {0: (PRIVATE_RW, 2)},
@@ -118,6 +134,32 @@ def test_store_after_write_out_is_lost_without_the_flush_before_it() -> None:
     rows = [(1, STORE, 0), (0, RECLAIM, 0), (1, STORE, 0)]
     assert not scenario.violated(scenario.run(scenario.machine({0: (SHARED_RW, 1)}), rows))
     assert scenario.violated(scenario.run(scenario.machine({0: (SHARED_RW, 1)}, flush_dirty=0), rows)) == {LOST_STORE}
+
+
+@pytest.mark.parametrize("policy", ["linux", "latr"])
+def test_a_frame_with_two_holders_is_freed_by_the_last(policy: str) -> None:
+    """Two madvise calls hold the frame of a page that is truncated, each in a process or CPU of its own."""
+    pages = {0: (SHARED_RW, 1), 1: (SHARED_RW, 1)}
+    oracle = scenario.run(scenario.machine(pages, policy), [(0, STORE, 0), (1, STORE, 1), (0, DONTNEED, 0), (1, DONTNEED, 1)])
+    frame = oracle.state.frames[oracle.state.backings[1].home]
+    states = []
+    for row in [(2, TRUNCATE, 0, 1), (0, FINISH), (1, FINISH), (0, TICK), (1, TICK), (2, TICK), (0, TICK)]:
+        scenario.run(oracle, [row])
+        invariants.check(oracle)
+        states.append((frame.refs, frame.state == FREE))
+    assert states[:2] == ([(2, False), (1, False)] if policy == "linux" else [(2, False), (2, False)])
+    assert states[-1] == (0, True)
+    assert [free for _, free in states].index(True) == (2 if policy == "linux" else 6)
+
+
+def test_an_access_beyond_the_end_of_the_file_is_a_sigbus() -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RW, 1), 1: (PRIVATE_RW, 1)}), [(0, STORE, 0), (0, STORE, 1), (0, TRUNCATE, 0, 1)])
+    scenario.run(oracle, [(0, LOAD, 0), (0, STORE, 0), (1, LOAD, 1), (1, STORE, 1)])
+    assert oracle.counters()["sigbus"] == 4
+    scenario.run(oracle, [(0, FILE_WRITE, 0, 1), (0, LOAD, 0), (1, STORE, 1), (0, TRUNCATE, 0, 1), (0, REMOTE_WRITE, 0, 1), (0, LOAD, 1)])
+    assert oracle.counters()["sigbus"] == 4
+    assert oracle.counters()["pgmajfault"] == 2
+    invariants.check(oracle)
 
 
 def _random_run(policy: str, load_mode: int, seed: int, num_events: int) -> Oracle:

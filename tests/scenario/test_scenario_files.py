@@ -52,6 +52,7 @@ def test_every_word_becomes_its_rows(tmp_path: Path) -> None:
         [0, 9, 0, -1, 0],
         [0, 8, 0, 3, 0],
     ]
+    assert rows_of(tmp_path, "cpu0: remote_write 2", "cpu1: truncate 3") == [[0, 20, 0, 2, 0], [1, 21, 0, 3, 0]]
     assert rows_of(tmp_path, "cpu0: switch idle", "cpu0: switch 0") == [[0, 13, 0, -1, 0], [0, 13, 0, 0, 0]]
 
 
@@ -126,6 +127,7 @@ EVENT_MISTAKES = [
     ("cpu0: fault_install 0 load", "load: allowed is store (usage: fault_install PAGE [store])"),
     ("cpu0: fault_finish 0-1", "page=0-1: allowed is one page"),
     ("cpu0: file_write", "file=: allowed are 0 to 3"),
+    ("cpu0: truncate 4", "file=4: allowed are 0 to 3"),
 ]
 
 

@@ -88,6 +88,15 @@ def test_the_validator_names_what_is_wrong(row_op: Op, column: int, value: int, 
         check_trace(_spoil(row_op, column, value))
 
 
+def test_the_validator_follows_the_end_of_a_file():
+    trace = build("churn", {}, num_cpus=4, seed=0, num_events=2000)
+    first = trace.events[(trace.events[:, OP] == Op.MMAP) & (trace.events[:, 3] >= 0), 3][0]
+    rows = [(0, Op.TRUNCATE, 0, first, 0), (0, Op.FILE_WRITE, 0, first, 0)]
+    check_trace(replace(trace, events=np.concatenate([np.array(rows, np.int32), trace.events])))
+    with pytest.raises(ValueError, match=f"file page {first} is beyond the end of its file"):
+        check_trace(replace(trace, events=np.concatenate([np.array(rows[:1], np.int32), trace.events])))
+
+
 def test_the_validator_counts_ids_and_mappers():
     trace = build("churn", {}, num_cpus=4, seed=0, num_events=4000)
     with pytest.raises(ValueError, match=r"^num_anon=18"):
