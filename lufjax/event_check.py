@@ -32,7 +32,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need(is_mmap & ((arg < ANON) | (arg >= files)), "arg", arg, f"{ANON} (anonymous) or a file page below {files}")
     need((op == Op.MMAP) & ((vma >= shape.num_vmas) | (repeat < 0)), "repeat", repeat, f"a VMA id below {shape.num_vmas}")
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
-    is_flag = np.isin(op, [Op.GATHER_FINISH, Op.ALLOC_FOREIGN, Op.FAULT_INSTALL])
+    is_flag = np.isin(op, [Op.GATHER_FINISH, Op.FAULT_INSTALL])
     need(is_flag & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
     of_file = np.isin(op, [Op.FILE_WRITE, Op.REMOTE_WRITE, Op.TRUNCATE])
     need(of_file & ((arg < 0) | (arg >= files)), "arg", arg, f"a file page below {files}")

@@ -40,6 +40,8 @@ class Op(enum.IntEnum):
     ALLOC_ATOMIC = 15
     FAULT_INSTALL = 16
     FAULT_FINISH = 17
+    TAKE_OFF = 18
+    DISCHARGE = 19
     REMOTE_WRITE = 20
     TRUNCATE = 21
 

@@ -19,7 +19,7 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim
+from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim, take
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -46,6 +46,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "schedule": other.schedule,
     "other": other.other,
     "half": half.half,
+    "take": take.take,
     "micro": micro.micro,
     "atomic": atomic.atomic,
     "invalidate": invalidate.invalidate,
@@ -57,7 +58,8 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
 
 _OF_FAULTS = {Op.FAULT_INSTALL, Op.FAULT_FINISH}
 _OF_FILES = {Op.REMOTE_WRITE, Op.TRUNCATE}
-
+_OF_ALLOCATIONS = {Op.TAKE_OFF, Op.DISCHARGE}
+_HALVES = _OF_FAULTS | _OF_ALLOCATIONS
 _OPTIONAL = {
     "mapping": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
     "edit": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
@@ -66,8 +68,9 @@ _OPTIONAL = {
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
     "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, *_OF_FILES},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_OF_FAULTS, *_OF_FILES, *MicroOp},
+    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_HALVES, *_OF_FILES, *MicroOp},
     "half": _OF_FAULTS,
+    "take": _OF_ALLOCATIONS,
     "micro": set(MicroOp),
     "atomic": {Op.ALLOC_ATOMIC},
     "invalidate": _OF_FILES,

@@ -197,11 +197,6 @@ class EventList:
         self.loaded[cpu] = process if process != IDLE else self.loaded[cpu]
         return [[op, 0, process, 0]], [f"switch {text}"]
 
-    def _alloc(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
-        if arguments not in ([], ["preempted"]):
-            raise ValueError(f"{' '.join(arguments)}: allowed is preempted")
-        return [[op, 0, len(arguments), 0]], [" ".join([op.name.lower(), *arguments])]
-
     def _plain(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if arguments:
             raise ValueError(f"{' '.join(arguments)}: nothing more is allowed")
@@ -250,12 +245,14 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "truncate": ("truncate F", EventList._file),
     "reclaim": ("reclaim [PAGES of PROCESS]", EventList._reclaim),
     "reclaim_flush": ("reclaim_flush", EventList._plain),
-    "alloc_foreign": ("alloc_foreign [preempted]", EventList._alloc),
+    "alloc_foreign": ("alloc_foreign", EventList._plain),
     "free_foreign": ("free_foreign", EventList._plain),
     "switch": ("switch PROCESS | idle", EventList._switch),
     "tick": ("tick", EventList._plain),
     "nop": ("nop", EventList._plain),
     "alloc_atomic": ("alloc_atomic", EventList._plain),
+    "take_off": ("take_off", EventList._plain),
+    "discharge": ("discharge", EventList._plain),
     "fault_install": ("fault_install PAGE [store]", EventList._fault_install),
     "fault_finish": ("fault_finish PAGE", EventList._fault_finish),
 }

@@ -27,7 +27,7 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
         "loaded": cpu[:, st.LOADED].tolist(), "lazy": cpu[:, st.LAZY].tolist(), "ticks": cpu[:, st.TICKS].tolist(),
         "tlb1": _tlb(s.tlb1, s.cpu_mm, shape.l1), "tlb2": _tlb(s.tlb2, s.cpu_mm, shape.l2),
         "gather": [_gather(s, c) for c in range(shape.num_cpus)], "fault": [_fault(s, c) for c in range(shape.num_cpus)],
-        "pcp": [_pcp(s, c) for c in range(shape.num_cpus)],
+        "taken": [_taken(s, c) for c in range(shape.num_cpus)], "pcp": [_pcp(s, c) for c in range(shape.num_cpus)],
         "free": ring.tolist(), "lru": _lru(s, shape.num_frames), "batch": [[int(e) >> 1, int(e) & 1] for e in s.batch[: scalars["batch_count"]]],
         "U": mask(masks["batch_mask"]), "D": mask(masks["deferred_mask"]), "G": mask(masks["debt_mask"]), "need_flush": scalars["need_flush"],
         "foreign": s.foreign[: scalars["foreign_count"]].tolist(), "quarantine": _quarantine(s, scalars), "kswapd_on": scalars["kswapd_on"],
@@ -67,6 +67,11 @@ def _gather(s: st.MachineState, c: int) -> list[Any] | None:
 def _fault(s: st.MachineState, c: int) -> list[int] | None:
     kind = int(s.cpu[c, st.GATHER_KIND])
     return [int(s.gather[c, st.VS]), kind - Op.FAULT_INSTALL] if kind >= Op.FAULT_INSTALL else None
+
+
+def _taken(s: st.MachineState, c: int) -> list[int] | None:
+    frame, tag, owner, since, clock = s.taken[c].tolist()
+    return [frame, mask(s.taken_owed[c]), tag, owner, since, clock] if frame >= 0 else None
 
 
 def _pcp(s: st.MachineState, c: int) -> list[int]:

@@ -34,7 +34,7 @@ PTE_SHIFT = 5
 VMA, BACKING, PROMISE, EPOCH, CHANGED = range(5)
 # Columns of ``frame``.
 STATE, CONTENT, VERSION, PAGE_OF, HANDED, REFS, FRAME_TAG, OWNER, SINCE, CLOCK, ON_FREE = range(11)
-FREE, USED_STATE, IN_BATCH, HELD, FOREIGN, QUARANTINED = range(6)
+FREE, USED_STATE, IN_BATCH, HELD, FOREIGN, QUARANTINED, TAKEN = range(7)
 NOTHING, FOREIGN_CONTENT, CORRUPT = -1, -2, -3
 # Columns of ``backing``; ``home`` packs frame * 4 + harvested * 2 + on_store, frame -1 for none.
 TRUTH, STORED, HOME = range(3)
@@ -70,6 +70,8 @@ class MachineState(NamedTuple):
     free_ring: Any  # [power of two >= F]
     pcp_ring: Any  # [C, power of two >= pcp_slots]
     pcp: Any  # [C, 2] head, count
+    taken: Any  # [C, 5] frame that is not handed out yet, then its FRAME_TAG to CLOCK
+    taken_owed: Any  # [C, W]
     batch: Any  # [BMAX] frame * 2 + deferred
     foreign: Any  # [F]
     quarantine: Any  # [power of two >= Q, 4]
@@ -195,7 +197,8 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         pte=full((p * v,)), page=page.reshape(p * v, 5), vma=vma, vma_flag=full((shape.num_vmas,)), frame=frame,
         owed=np.zeros((f, w), np.uint32), rmap=full((f, shape.rmap_slots), -1), link=link, backing=backing, parent=full((na,), -1),
         anon_pool=np.arange(shape.num_file_pages + na - 1, shape.num_file_pages - 1, -1, dtype=np.int32), free_ring=free_ring,
-        pcp_ring=full((c, ring_size(shape.pcp_slots))), pcp=full((c, 2)), batch=full((shape.batch_slots,)), foreign=full((f,)),
+        pcp_ring=full((c, ring_size(shape.pcp_slots))), pcp=full((c, 2)), taken=full((c, 5), -1),
+        taken_owed=np.zeros((c, w), np.uint32), batch=full((shape.batch_slots,)), foreign=full((f,)),
         quarantine=full((ring_size(shape.quarantine_slots), 4)), violations=full((counters.NUM_CLASSES, 2)),
         first=full((counters.NUM_CLASSES, 4)), received=full((c,)), histograms=full((len(counters.HISTOGRAMS), counters.NUM_BUCKETS)),
         counters=full((len(counters.SCALARS),)), masks=np.zeros((len(MASKS), w), np.uint32), un_sites=full((shape.rmap_slots,), -1), **banks,

@@ -155,6 +155,9 @@ def _debt(state: dict[str, Any], num_processes: int, rules: Mapping[str, Any]) -
         if row[_OWED] and row[_STATE] in (_FREE, _BATCH, _QUARANTINE):
             is_lost = rules["debt_merge"] == "open_generation" and row[_STATE] == _FREE and not row[_TAG]
             items.append(f"f{frame} {'paid' if _is_paid(state, row, rules) else 'owes ' + cpu_list(row[_OWED])}{', tag lost' if is_lost else ''}")
+    for cpu, taken in enumerate(state["taken"]):
+        if taken is not None:
+            items.append(f"f{taken[0]} taken by cpu{cpu}{', owes ' + cpu_list(taken[1]) if taken[1] else ''}")
     items += [f"f{frame} quarantined" for frame, *_ in state["quarantine"]]
     items += [f"{name}={cpu_list(state[name])}" for name in ("U", "D", "G") if state[name]]
     items += [f"vma{vma} flag" for vma, flag in enumerate(state["vma_flag"]) if flag]

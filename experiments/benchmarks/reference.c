@@ -32,12 +32,12 @@
 typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
-       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, REMOTE_WRITE = 20, TRUNCATE, NUM_OPS };
+       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
 enum { REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE, ATOMIC_FLUSH };
-enum frame_state { FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE };
+enum frame_state { FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE, TAKEN };
 enum { NOTHING = -1, FOREIGN_CONTENT = -2, CORRUPT = -3 };
 enum { RMAP_FULL = 1, GATHER_FULL = 2, ANON_POOL_EMPTY = 4 };
 enum { RECLAIM_NEVER, RECLAIM_PAGE, RECLAIM_BATCH, RECLAIM_TAKE_OFF, RECLAIM_OWNER };
@@ -79,11 +79,16 @@ struct lane {
 _Static_assert(sizeof(struct lane) == 41 * sizeof(int32_t), "a lane record is 41 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
+/* What is owed for a frame when it leaves the allocator. */
+struct debt { cpuset owed; int32_t tag, owner, since, tag_clock; };
+
 struct way { int32_t frame, filled, used; uint8_t writable, dirty; };
 struct gather { int32_t kind, vs, ve, cleared, cs, ce, num_held; int32_t *held; };
 struct cpu {
     int32_t loaded, lazy, ticks, covered;
     int32_t fault_vpn, fault_pays; /* a fault whose PTE is installed and that has not returned; vpn or NONE */
+    int32_t taken;                 /* a frame that is not handed out yet, or NONE, and its debt */
+    struct debt taken_debt;
     uint32_t *tag;   /* L1 then L2, set by set: process * V + vpn, or EMPTY */
     struct way *way; /* the same order */
     struct gather gather;
@@ -352,29 +357,34 @@ static void discharge_all(struct machine *M, int c, enum payer payer) {
 /* Does a take-off pay for its own frame only, and not for the open generation? */
 static bool is_paid_alone(const struct lane *lane) { return lane->reclaim_flush == RECLAIM_OWNER || lane->debt_merge == PER_FRAME; }
 
-/* CPUs that a take-off of the frame by a stranger has to flush. */
-static cpuset unpaid(const struct machine *M, const struct frame *frame) {
-    cpuset targets = frame->owed;
+/* What the task that allocates knows to owe for a frame. */
+static struct debt debt_of(const struct machine *M, const struct frame *frame) {
+    return (struct debt){ frame->owed, latest(M, M->task_tag, frame->tag), frame->owner, frame->since, frame->tag_clock };
+}
+
+/* CPUs that the take-off of a frame with this debt by a stranger has to flush. */
+static cpuset unpaid(const struct machine *M, const struct debt *debt) {
+    cpuset targets = debt->owed;
     int k;
-    if (!is_paid_alone(M->lane)) return latest(M, M->task_tag, frame->tag) == M->ugen ? M->debt_mask | M->deferred_mask : 0;
+    if (!is_paid_alone(M->lane)) return debt->tag == M->ugen ? M->debt_mask | M->deferred_mask : 0;
     if (M->lane->targets)
-        FOR_EACH_CPU(k, frame->owed) if (M->cpu[k].covered >= frame->tag_clock) targets &= ~bit(k);
+        FOR_EACH_CPU(k, debt->owed) if (M->cpu[k].covered >= debt->tag_clock) targets &= ~bit(k);
     return targets;
 }
 
 /* Discharge the debt of a frame that leaves the allocator; `new_owner` is a process, or NONE if nobody maps it. */
-static void take_off(struct machine *M, int c, struct frame *frame, int new_owner, bool is_foreign) {
+static void discharge(struct machine *M, int c, const struct debt *debt, int new_owner, bool is_foreign) {
     const struct lane *lane = M->lane;
     int64_t sent = COUNT(nr_tlb_remote_flush_received);
     bool discharged = false;
-    if (is_paid_alone(lane) ? !frame->owed : !latest(M, M->task_tag, frame->tag)) {
+    if (is_paid_alone(lane) ? !debt->owed : !debt->tag) {
         tally(M, IPIS_PER_ALLOC, 0, 1);
         return;
     }
-    if (lane->reclaim_flush == RECLAIM_OWNER && frame->owner == new_owner) {
+    if (lane->reclaim_flush == RECLAIM_OWNER && debt->owner == new_owner) {
         COUNT(recycled)++;
     } else {
-        cpuset targets = unpaid(M, frame);
+        cpuset targets = unpaid(M, debt);
         discharged = targets != 0;
         if (!is_paid_alone(lane)) {
             M->debt_mask |= M->deferred_mask;
@@ -388,7 +398,7 @@ static void take_off(struct machine *M, int c, struct frame *frame, int new_owne
     }
     if (discharged) {
         if (is_foreign) COUNT(discharged_by_foreign)++;
-        if (frame->owed) tally(M, AGE_AT_DISCHARGE, M->now - frame->since, 1);
+        if (debt->owed) tally(M, AGE_AT_DISCHARGE, M->now - debt->since, 1);
     }
     tally(M, IPIS_PER_ALLOC, COUNT(nr_tlb_remote_flush_received) - sent, 1);
 }
@@ -708,24 +718,29 @@ static void refill(struct machine *M, struct cpu *cpu) {
             cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = pop_free(M);
 }
 
-/* Take the head off the per-CPU list of c and discharge it. */
-static int take_head(struct machine *M, int c, int new_owner, bool is_foreign) {
+/* Take the head off the per-CPU list of c; its debt leaves the frame too. */
+static int take_head(struct machine *M, int c, struct debt *debt) {
     struct cpu *cpu = &M->cpu[c];
     int f = cpu->pcp[cpu->pcp_head];
     struct frame *frame = &M->frame[f];
     cpu->pcp_head = (cpu->pcp_head + 1) & M->pcp_wrap;
     cpu->pcp_count--;
     if (frame->owed) COUNT(nr_pending)--;
-    take_off(M, c, frame, new_owner, is_foreign);
-    frame->handed = M->now;
+    *debt = debt_of(M, frame);
     frame->owed = 0;
     frame->owner = NONE;
     frame->tag = frame->since = frame->tag_clock = frame->refs = 0;
     return f;
 }
 
-/* Hand out a frame, or NONE; NONE too if the allocation is preempted after its refill. */
-static int alloc_or_stop(struct machine *M, int c, int new_owner, bool is_foreign, bool is_preempted) {
+static int hand_out(struct machine *M, int c, int f, const struct debt *debt, int new_owner, bool is_foreign) {
+    discharge(M, c, debt, new_owner, is_foreign);
+    M->frame[f].handed = M->now;
+    return f;
+}
+
+/* Take a frame off the lists, or NONE, and its debt. */
+static int take_frame(struct machine *M, int c, struct debt *debt) {
     const struct lane *lane = M->lane;
     struct cpu *cpu = &M->cpu[c];
     if (lane->load_mode) {
@@ -744,11 +759,28 @@ static int alloc_or_stop(struct machine *M, int c, int new_owner, bool is_foreig
         COUNT(alloc_fail)++;
         return NONE;
     }
-    return is_preempted ? NONE : take_head(M, c, new_owner, is_foreign);
+    return take_head(M, c, debt);
 }
 
 static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign) {
-    return alloc_or_stop(M, c, new_owner, is_foreign, false);
+    struct debt debt;
+    int f = take_frame(M, c, &debt);
+    return f == NONE ? NONE : hand_out(M, c, f, &debt, new_owner, is_foreign);
+}
+
+/* The halves of alloc_frame for nobody; the task on c holds the frame in between. */
+static bool take_off(struct machine *M, int c) {
+    struct cpu *cpu = &M->cpu[c];
+    if (cpu->taken != NONE) return false;
+    cpu->taken = take_frame(M, c, &cpu->taken_debt);
+    if (cpu->taken != NONE) M->frame[cpu->taken].state = TAKEN;
+    return true;
+}
+
+static int finish_take_off(struct machine *M, int c) {
+    int f = M->cpu[c].taken;
+    M->cpu[c].taken = NONE;
+    return f == NONE ? NONE : hand_out(M, c, f, &M->cpu[c].taken_debt, NONE, true);
 }
 
 /* Hand out a frame to nobody without waiting for other CPUs, or NONE; a flush that it needs all the same is a violation. */
@@ -756,11 +788,15 @@ static int alloc_atomic(struct machine *M, int c) {
     struct cpu *cpu = &M->cpu[c];
     int64_t sent = COUNT(nr_tlb_remote_flush_received);
     uint32_t refused = 0, last;
+    struct debt debt;
     if (M->lane->load_mode && M->num_free < M->lane->wmark_low) M->kswapd_on = true;
     refill(M, cpu);
     last = cpu->pcp_count < 3 ? cpu->pcp_count : 3;
     if (M->lane->atomic_alloc)
-        while (refused < last && unpaid(M, &M->frame[cpu->pcp[(cpu->pcp_head + refused) & M->pcp_wrap]])) refused++;
+        for (; refused < last; refused++) {
+            debt = debt_of(M, &M->frame[cpu->pcp[(cpu->pcp_head + refused) & M->pcp_wrap]]);
+            if (!unpaid(M, &debt)) break;
+        }
     COUNT(atomic_refused) += refused;
     if (refused == last) {
         COUNT(alloc_fail)++;
@@ -769,7 +805,7 @@ static int alloc_atomic(struct machine *M, int c) {
     int32_t chosen = cpu->pcp[(cpu->pcp_head + refused) & M->pcp_wrap];
     for (uint32_t k = refused; k > 0; k--) cpu->pcp[(cpu->pcp_head + k) & M->pcp_wrap] = cpu->pcp[(cpu->pcp_head + k - 1) & M->pcp_wrap];
     cpu->pcp[cpu->pcp_head] = chosen;
-    take_head(M, c, NONE, true);
+    hand_out(M, c, take_head(M, c, &debt), &debt, NONE, true);
     if (COUNT(nr_tlb_remote_flush_received) > sent) violate(M, ATOMIC_FLUSH, 0, 1, c, NONE, NONE);
     return chosen;
 }
@@ -1411,9 +1447,11 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
     case RECLAIM_FLUSH: drain(M, c); return true;
-    case ALLOC_FOREIGN: return give_away(M, alloc_or_stop(M, c, NONE, true, arg == 1));
+    case ALLOC_FOREIGN: return give_away(M, alloc_frame(M, c, NONE, true));
     case FAULT_INSTALL: return fault_install(M, c, v, arg != 0);
     case FAULT_FINISH: return fault_finish(M, c, v);
+    case TAKE_OFF: return take_off(M, c);
+    case DISCHARGE: return M->cpu[c].taken != NONE && give_away(M, finish_take_off(M, c));
     case ALLOC_ATOMIC: return give_away(M, alloc_atomic(M, c));
     case FREE_FOREIGN: return free_foreign(M, c);
     case SWITCH: return switch_to(M, c, arg);
@@ -1532,7 +1570,7 @@ static void reset(struct machine *M, const struct lane *lane, const struct trace
     for (int c = 0; c < S->num_cpus; c++) {
         M->cpu[c].loaded = trace->loaded[c];
         M->cpu[c].lazy = trace->loaded[c] == NONE;
-        M->cpu[c].fault_vpn = NONE;
+        M->cpu[c].fault_vpn = M->cpu[c].taken = NONE;
         if (trace->loaded[c] != NONE) M->process[trace->loaded[c]].cpumask |= bit(c);
         memset(M->cpu[c].tag, 0xff, M->num_tags * sizeof(uint32_t));
     }
@@ -1611,6 +1649,14 @@ static void put_cpus(FILE *out, const struct machine *M) {
         if (c) fputc(',', out);
         if (cpu->fault_vpn == NONE) fputs("null", out);
         else fprintf(out, "[%d,%d]", cpu->fault_vpn, cpu->fault_pays);
+    }
+    fputs("],\"taken\":[", out);
+    for (int c = 0; c < C; c++) {
+        const struct debt *debt = &M->cpu[c].taken_debt;
+        if (c) fputc(',', out);
+        if (M->cpu[c].taken == NONE) fputs("null", out);
+        else fprintf(out, "[%d,%llu,%d,%d,%d,%d]", M->cpu[c].taken, (unsigned long long)debt->owed, debt->tag, debt->owner, debt->since,
+                     debt->tag_clock);
     }
     fputs("],\"pcp\":[", out);
     for (int c = 0; c < C; c++) {
@@ -1760,7 +1806,6 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case DONTNEED: return has_page;
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
-    case ALLOC_FOREIGN: return is_within(arg, 0, 2);
     case FILE_WRITE:
     case REMOTE_WRITE:
     case TRUNCATE: return is_within(arg, 0, S->num_file_pages);

@@ -74,6 +74,8 @@ class Phase(enum.IntEnum):
     INSTALL_FILL = 55  # the PTE can be seen, everything is paid
     HALF = 56  # FAULT_INSTALL, FAULT_FINISH
     HALF_INSTALLED = 57
+    TAKE = 58  # TAKE_OFF, DISCHARGE
+    TAKEN = 59  # a frame has left the lists with its debt
     INVALIDATE = 70  # invalidate_inode_pages2, truncate_pagecache
     INVALIDATE_LOOK = 71
     INVALIDATE_SCAN = 72
@@ -110,6 +112,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "schedule": (Phase.SCHEDULE,),
     "other": (Phase.OTHER, Phase.OTHER_ALLOCATED, Phase.OTHER_WRITE),
     "half": (Phase.HALF, Phase.HALF_INSTALLED),
+    "take": (Phase.TAKE, Phase.TAKEN),
     "micro": (Phase.MICRO,),
     "atomic": (Phase.ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ATOMIC_TAKEN),
     "invalidate": (Phase.INVALIDATE, Phase.INVALIDATE_LOOK, Phase.INVALIDATE_SCAN),

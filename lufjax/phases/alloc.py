@@ -43,18 +43,17 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.put_regs(fails, alloc_frame=-1)
     m.goto(m.r.alloc_ret, fails)
 
-    is_preempted = (m.op == Op.ALLOC_FOREIGN) & (m.arg == 1)
-    stops = todo & ~pcp_empty & is_preempted
-    m.put_regs(stops, alloc_frame=-1)
-    m.goto(m.r.alloc_ret, stops)
-
-    pops = todo & ~pcp_empty & ~is_preempted
+    pops = todo & ~pcp_empty
     top = m.get("pcp_ring", m.c, head & (st.ring_size(m.shape.pcp_slots) - 1))
     frame = jnp.where(pops, top, m.r.alloc_frame)
     m.put("pcp", m.c, jnp.stack([head + 1, count - 1]), pops)
     m.put_regs(pops, alloc_frame=frame, fl_sent=0)
-    flushes = _discharge(m, frame, pops)
-    taken = (pops & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
+    is_half = m.op == Op.TAKE_OFF
+    m.goto(Phase.TAKEN, pops & is_half)
+    row, owed = m.get("frame", frame), m.get("owed", frame)
+    m.bump("nr_pending", pops & ~cpumask.is_empty(owed), -1)
+    flushes = discharge(m, row, owed, pops & ~is_half)
+    taken = (pops & ~is_half & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
     m.tally("ipis_per_alloc", m.r.fl_sent, taken)
     nothing = jnp.zeros_like(m.now)
     clean = jnp.stack([m.now, nothing, nothing, nothing - 1, nothing, nothing])
@@ -63,11 +62,9 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.goto(m.r.alloc_ret, taken)
 
 
-def _discharge(m: Draft, frame: Array, enabled: Array) -> Array:
-    """Take-off: request the flush that the frame's debt calls for. Returns whether there is one."""
-    row, owed = m.get("frame", frame), m.get("owed", frame)
+def discharge(m: Draft, row: Array, owed: Array, enabled: Array) -> Array:
+    """Take-off: request the flush that the debt calls for, of which FRAME_TAG to CLOCK of ``row`` are used. Returns whether there is one."""
     has_debt = enabled & ~cpumask.is_empty(owed)
-    m.bump("nr_pending", has_debt, -1)
     new_owner = jnp.where(m.r.alloc_foreign == 1, -1, m.loaded)
     by_owner = m.rules.reclaim_flush == 4
     recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)

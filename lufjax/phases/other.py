@@ -67,7 +67,7 @@ def other(m: Draft, enabled: Array) -> None:
     begin = enabled & (code == Phase.OTHER)
     allocated = enabled & (code == Phase.OTHER_ALLOCATED)
     is_write = m.op == Op.FILE_WRITE
-    is_foreign = (m.op == Op.ALLOC_FOREIGN) | (m.op == Op.ALLOC_ATOMIC)
+    is_foreign = (m.op == Op.ALLOC_FOREIGN) | (m.op == Op.ALLOC_ATOMIC) | (m.op == Op.DISCHARGE)
     page = m.arg
     truth, stored, packed = m.get("backing", page)
     resident = packed >> 2
@@ -75,6 +75,7 @@ def other(m: Draft, enabled: Array) -> None:
     m.goto(Phase.INVALIDATE, begin & ((m.op == Op.REMOTE_WRITE) | (m.op == Op.TRUNCATE)))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
     m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))
+    m.goto(Phase.TAKE, begin & ((m.op == Op.TAKE_OFF) | (m.op == Op.DISCHARGE)))
     m.goto(Phase.ATOMIC, begin & (m.op == Op.ALLOC_ATOMIC))
 
     drains = begin & (m.op == Op.RECLAIM_FLUSH)

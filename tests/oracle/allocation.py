@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from . import flush, frames, reclaim
 from .counting import ATOMIC_FLUSH, Counts
-from .state import QUARANTINE, State
+from .state import QUARANTINE, TAKEN, Debt, State
 
 OWNER = 4
 
 
-def alloc(s: State, n: Counts, c: int, is_foreign: bool = False, is_preempted: bool = False) -> int | None:
-    """Hand out a frame to what runs on CPU ``c``, or None if there is none, or if it is preempted after the refill."""
+def alloc(s: State, n: Counts, c: int, is_foreign: bool = False) -> int | None:
+    """Hand out a frame to what runs on CPU ``c``, or None if there is none."""
+    taken = _take(s, n, c)
+    return None if taken is None else _hand_out(s, n, c, taken, is_foreign)
+
+
+def take_off(s: State, n: Counts, c: int) -> bool:
+    """TAKE_OFF: a frame and its debt go to a task on CPU ``c``. False if it is not enabled."""
+    if s.cpus[c].taken is not None:
+        return False
+    taken = _take(s, n, c)
+    if taken is not None:
+        s.cpus[c].taken = taken
+        s.frames[taken[0]].state = TAKEN
+    return True
+
+
+def discharge(s: State, n: Counts, c: int) -> int | None:
+    """DISCHARGE: the task on CPU ``c`` pays and hands its frame out to nobody. None if it is not enabled."""
+    taken, s.cpus[c].taken = s.cpus[c].taken, None
+    return None if taken is None else _hand_out(s, n, c, taken, True)
+
+
+def _take(s: State, n: Counts, c: int) -> tuple[int, Debt] | None:
+    """Take a frame off the lists, with what is owed for it; None if there is none."""
     cpu, load_mode = s.cpus[c], s.params["load_mode"]
     if load_mode:
         if len(s.free) < s.params["wmark_low"]:
@@ -26,11 +49,24 @@ def alloc(s: State, n: Counts, c: int, is_foreign: bool = False, is_preempted: b
     if not cpu.pcp:
         n.bump("alloc_fail")
         return None
-    if is_preempted:
-        return None
-    f = cpu.pcp.pop(0)
-    _take_off(s, n, f, c, is_foreign, task_tag)
-    return f
+    return _unlist(s, n, c, cpu.pcp[0], task_tag)
+
+
+def _unlist(s: State, n: Counts, c: int, f: int, task_tag: int) -> tuple[int, Debt]:
+    """Frame ``f`` leaves the per-CPU list; nothing is owed for it any more but the debt that is returned with it."""
+    frame = s.frames[f]
+    s.cpus[c].pcp.remove(f)
+    debt = _debt(s, f, task_tag)
+    n.bump("nr_pending", -1 if frame.owed else 0)
+    frame.owed, frame.owner = set(), None
+    frame.tag = frame.since = frame.tag_clock = frame.refs = 0
+    return f, debt
+
+
+def _debt(s: State, f: int, task_tag: int) -> Debt:
+    """What the allocating task knows to owe for frame ``f``."""
+    frame = s.frames[f]
+    return Debt(frame.owed, frames.latest(s, task_tag, frame.tag), frame.owner, frame.since, frame.tag_clock)
 
 
 def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
@@ -40,16 +76,14 @@ def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
         s.kswapd_on = True
     task_tag = _refill(s, c)
     looked_at = pcp[:3]
-    while s.policy["atomic_alloc"] and looked_at and _unpaid(s, looked_at[0], task_tag):
+    while s.policy["atomic_alloc"] and looked_at and _unpaid(s, _debt(s, looked_at[0], task_tag)):
         looked_at.pop(0)
         n.bump("atomic_refused")
     if not looked_at:
         n.bump("alloc_fail")
         return None
-    f = looked_at[0]
-    pcp.remove(f)
     received = n.scalars["nr_tlb_remote_flush_received"]
-    _take_off(s, n, f, c, True, task_tag)
+    f = _hand_out(s, n, c, _unlist(s, n, c, looked_at[0], task_tag), True)
     if n.scalars["nr_tlb_remote_flush_received"] > received:
         n.violate(ATOMIC_FLUSH, False, 1, (s.now, c, -1, -1))
     return f
@@ -70,27 +104,23 @@ def _refill(s: State, c: int) -> int:
     return task_tag
 
 
-def _take_off(s: State, n: Counts, f: int, c: int, is_foreign: bool, task_tag: int) -> None:
-    frame = s.frames[f]
+def _hand_out(s: State, n: Counts, c: int, taken: tuple[int, Debt], is_foreign: bool) -> int:
+    """Pay what is owed for a frame; its new owner has it from now on."""
+    f, debt = taken
     received = n.scalars["nr_tlb_remote_flush_received"]
-    knows_debt = frame.owed if _is_paid_alone(s) else frames.latest(s, task_tag, frame.tag)
-    if knows_debt:
-        _pay(s, n, f, c, is_foreign, task_tag)
-    if frame.owed:
-        n.bump("nr_pending", -1)
+    if debt.owed if _is_paid_alone(s) else debt.tag:
+        _pay(s, n, debt, c, is_foreign)
     n.observe("ipis_per_alloc", n.scalars["nr_tlb_remote_flush_received"] - received)
-    frame.handed = s.now
-    frame.owed, frame.owner = set(), None
-    frame.tag = frame.since = frame.tag_clock = frame.refs = 0
+    s.frames[f].handed = s.now
+    return f
 
 
-def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool, task_tag: int) -> None:
-    frame = s.frames[f]
+def _pay(s: State, n: Counts, debt: Debt, c: int, is_foreign: bool) -> None:
     new_owner = None if is_foreign else s.cpus[c].loaded
-    if s.policy["reclaim_flush"] == OWNER and frame.owner == new_owner:
+    if s.policy["reclaim_flush"] == OWNER and debt.owner == new_owner:
         n.bump("recycled")
         return
-    cpus = _unpaid(s, f, task_tag)
+    cpus = _unpaid(s, debt)
     if not _is_paid_alone(s):
         _commit(s)
     if not cpus:
@@ -101,8 +131,8 @@ def _pay(s: State, n: Counts, f: int, c: int, is_foreign: bool, task_tag: int) -
         n.bump("discharges")
     else:
         _flush_generation(s, n, c, "alloc")
-    if frame.owed:
-        n.observe("age_at_discharge", s.now - frame.since)
+    if debt.owed:
+        n.observe("age_at_discharge", s.now - debt.since)
     if is_foreign:
         n.bump("discharged_by_foreign")
 
@@ -120,12 +150,11 @@ def _is_paid_alone(s: State) -> bool:
     return s.policy["reclaim_flush"] == OWNER or bool(s.policy["debt_merge"])
 
 
-def _unpaid(s: State, f: int, task_tag: int) -> set[int]:
-    """CPUs that a take-off of frame ``f`` by a stranger has to flush."""
-    frame = s.frames[f]
+def _unpaid(s: State, debt: Debt) -> set[int]:
+    """CPUs that the take-off of a frame with this debt by a stranger has to flush."""
     if _is_paid_alone(s):
-        return {t for t in frame.owed if not s.policy["targets"] or s.cpus[t].covered < frame.tag_clock}
-    return s.G | s.D if _is_live(s, frames.latest(s, task_tag, frame.tag)) else set()
+        return {t for t in debt.owed if not s.policy["targets"] or s.cpus[t].covered < debt.tag_clock}
+    return s.G | s.D if _is_live(s, debt.tag) else set()
 
 
 def _commit(s: State) -> None:

@@ -42,7 +42,7 @@ def finish_half(s: State, n: Counts, c: int, v: int) -> bool:
 
 
 def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> bool:
-    """The fault up to the installed PTE. False if it is not allowed or there is no frame."""
+    """The fault up to the installed PTE. False if it is not allowed, past the end of the file, or without a frame."""
     page = s.page(m, v)
     n.bump("pgfault")
     if not s.flags(page) & READ or (is_store and not s.flags(page) & WRITE):

@@ -6,14 +6,13 @@ import random
 from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
-REMOTE_WRITE, TRUNCATE = 20, 21
+ SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE) = range(22)  # fmt: skip
 READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 24, STORE: 16, MMAP: 5, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
-    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 3, FREE_FOREIGN: 3, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 3, FAULT_INSTALL: 6, FAULT_FINISH: 1,
-    REMOTE_WRITE: 3, TRUNCATE: 2,
+    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
+    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2,
 }  # fmt: skip
 """How often each operation is drawn."""
 
@@ -29,6 +28,8 @@ class _Tracker:
         self.lazy = [m < 0 for m in self.loaded]
         self.fault: list[int | None] = [None] * sizes["num_cpus"]
         """Page of a fault that may be between its halves: whether it is depends on the policy, so such a CPU maps and switches nothing."""
+
+        self.has_taken = [False] * sizes["num_cpus"]
 
     def kind(self, vma: int) -> tuple[bool, bool]:
         """What MPROTECT may not change: anonymous or not, shared or not."""
@@ -68,6 +69,8 @@ def _enabled(t: _Tracker, cpu: int, op: int) -> bool:
         return not t.lazy[cpu] and t.gather[cpu] is None and t.fault[cpu] is None
     if op == FAULT_FINISH:
         return t.fault[cpu] is not None
+    if op in (TAKE_OFF, DISCHARGE):
+        return t.has_taken[cpu] == (op == DISCHARGE)
     if op == MMAP:
         return t.gather[cpu] is None and t.may_map(cpu, MMAP)
     if op in (MUNMAP, MPROTECT, DONTNEED):
@@ -100,8 +103,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     elif op == FINISH:
         arg = int(rng.random() < 0.15)
         t.gather[cpu] = None
-    elif op == ALLOC_FOREIGN:
-        arg = int(rng.random() < 0.3)
+    elif op in (TAKE_OFF, DISCHARGE):
+        t.has_taken[cpu] = op == TAKE_OFF
     elif op == FAULT_INSTALL:
         readable = [v for v, vma in enumerate(t.vma[m]) if m >= 0 and vma >= 0 and t.flags[vma] & READ]
         vpn = rng.choice(readable) if readable and rng.random() < 0.8 else vpn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from . import Oracle
-from .state import BATCH, FOREIGN, FREE, HELD, QUARANTINE, USED, State
+from .state import BATCH, FOREIGN, FREE, HELD, QUARANTINE, TAKEN, USED, State
 from .tlb import TlbLevel
 
 
@@ -30,10 +30,11 @@ def _frames_are_in_one_place(s: State) -> None:
     held = {f for f in held if s.frames[f].state == HELD}
     batch = sorted({f for f, _ in s.batch if s.frames[f].state == BATCH})
     free = s.free + [f for cpu in s.cpus for f in cpu.pcp]
-    places = {FREE: free, USED: s.lru, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting}
+    taken = [cpu.taken[0] for cpu in s.cpus if cpu.taken]
+    places = {FREE: free, USED: s.lru, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting, TAKEN: taken}
     for state, frames in places.items():
         assert all(s.frames[f].state == state for f in frames), (state, frames)
-    assert not [f for f in s.foreign if s.frames[f].owed or s.frames[f].refs or s.frames[f].owner is not None]
+    assert not [f for f in s.foreign + taken if s.frames[f].owed or s.frames[f].refs or s.frames[f].owner is not None]
     everywhere = [f for frames in places.values() for f in frames]
     assert sorted(everywhere) == list(range(s.params["frames_in_use"]))
 

@@ -12,8 +12,7 @@ from .snapshot import snapshot
 from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH) = range(18)  # fmt: skip
-REMOTE_WRITE, TRUNCATE = 20, 21
+ SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE) = range(22)  # fmt: skip
 FIRST_PAGE = 65536
 
 
@@ -61,9 +60,13 @@ class Oracle:
         elif op == RECLAIM_FLUSH:
             reclaim.drain(s, n, cpu)
         elif op == ALLOC_FOREIGN:
-            _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True, is_preempted=arg == 1))
+            _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True))
         elif op == ALLOC_ATOMIC:
             _give_away(s, allocation.alloc_atomic(s, n, cpu))
+        elif op == TAKE_OFF:
+            return allocation.take_off(s, n, cpu)
+        elif op == DISCHARGE:
+            return _give_away(s, allocation.discharge(s, n, cpu))
         elif op == FREE_FOREIGN:
             return _free_foreign(s, n, cpu)
         elif op == SWITCH:
@@ -103,11 +106,12 @@ def _reclaim(s: State, n: Counts, cpu: int, vpn: int, process: int) -> bool:
     return True
 
 
-def _give_away(s: State, f: int | None) -> None:
-    """Somebody who maps nothing uses frame ``f``, if there was one."""
+def _give_away(s: State, f: int | None) -> bool:
+    """Somebody who maps nothing uses frame ``f``, if there was one. False if not."""
     if f is not None:
         s.frames[f].state, s.frames[f].content = FOREIGN, FOREIGN_DATA
         s.foreign.append(f)
+    return f is not None
 
 
 def _free_foreign(s: State, n: Counts, cpu: int) -> bool:

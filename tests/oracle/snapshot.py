@@ -29,6 +29,13 @@ def _gather(cpu: Cpu) -> list[Any] | None:
     return None if g is None else [*_ints(g.op, g.vs, g.ve, g.cleared, g.cs, g.ce), list(g.held)]
 
 
+def _taken(cpu: Cpu) -> list[int] | None:
+    if cpu.taken is None:
+        return None
+    f, debt = cpu.taken
+    return [f, _mask(debt.owed), debt.tag, _or_none(debt.owner), debt.since, debt.tag_clock]
+
+
 def _page(page: Page) -> list[int]:
     promise = page.promise
     return _ints(
@@ -55,6 +62,7 @@ def snapshot(s: State) -> dict[str, Any]:
         "loaded": [_or_none(cpu.loaded) for cpu in s.cpus], "lazy": _ints(*(cpu.lazy for cpu in s.cpus)),
         "ticks": [cpu.ticks for cpu in s.cpus], "tlb1": [_level(cpu.l1) for cpu in s.cpus], "tlb2": [_level(cpu.l2) for cpu in s.cpus],
         "gather": [_gather(cpu) for cpu in s.cpus], "fault": [None if cpu.fault is None else _ints(*cpu.fault) for cpu in s.cpus],
+        "taken": [_taken(cpu) for cpu in s.cpus],
         "pcp": [list(cpu.pcp) for cpu in s.cpus], "free": list(s.free), "lru": list(s.lru),
         "batch": [_ints(f, deferred) for f, deferred in s.batch], "U": _mask(s.U), "D": _mask(s.D), "G": _mask(s.G),
         "need_flush": int(s.need_flush), "foreign": list(s.foreign), "quarantine": [list(entry) for entry in s.quarantine],

@@ -7,7 +7,7 @@ from typing import Any
 
 from .tlb import TlbLevel
 
-FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE = range(6)
+FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE, TAKEN = range(7)
 READ, WRITE, MAYWRITE, SHARED = 1, 2, 4, 8
 Content = tuple[int, int]
 NOTHING: Content = (-1, 0)
@@ -39,8 +39,20 @@ class Gather:
 
 
 @dataclass
+class Debt:
+    """What is owed for a frame when it leaves the allocator."""
+
+    owed: set[int]
+    tag: int
+    owner: int | None
+    since: int
+    tag_clock: int
+
+
+@dataclass
 class Cpu:
-    """One CPU; ``loaded`` is the process whose page table is loaded, ``fault`` (vpn, pays) a fault that has not returned."""
+    """One CPU; ``loaded`` is the process whose page table is loaded, ``fault`` (vpn, pays) a fault that has not
+    returned, ``taken`` a frame that is not handed out yet, with its debt."""
 
     loaded: int | None
     l1: TlbLevel
@@ -52,6 +64,7 @@ class Cpu:
     pcp: list[int] = field(default_factory=list)
     covered: int = 0
     fault: tuple[int, bool] | None = None
+    taken: tuple[int, Debt] | None = None
 
     @property
     def is_busy(self) -> bool:

@@ -18,6 +18,7 @@ from .scenario import (
     ANON_NONE,
     ANON_RO,
     ANON_RW,
+    DISCHARGE,
     DONTNEED,
     FAULT_FINISH,
     FAULT_INSTALL,
@@ -36,10 +37,11 @@ from .scenario import (
     SHARED_RW,
     STORE,
     SWITCH,
+    TAKE_OFF,
     TICK,
     TRUNCATE,
 )  # fmt: skip
-from .state import FREE
+from .state import FREE, TAKEN
 
 SAFE = ("linux", "linux_6_15", "eager")
 HOLE = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH), (0, MUNMAP, 0), (0, FINISH)]
@@ -256,6 +258,27 @@ def test_only_an_access_that_would_fault_has_halves(rows: list[tuple[int, ...]],
 def test_a_fault_that_is_refused_leaves_nothing_to_finish() -> None:
     oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}), [(0, FAULT_INSTALL, 0, 1), (0, FAULT_FINISH, 0), (0, LOAD, 0)])
     assert (oracle.counters()["segv"], oracle.counters()["events_disabled"], oracle.counters()["loads"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("policy", "merge", "sent"), [("linux", 0, 0), ("luf_v10", 0, 2), ("luf_v10", 1, 2), ("fpr", 0, 2)])
+def test_the_halves_of_an_allocation_pay_in_the_second(policy: str, merge: int, sent: int) -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}, policy, debt_merge=merge), [*OWING, (2, TAKE_OFF)])
+    assert oracle.state.cpus[2].taken is not None
+    f, debt = oracle.state.cpus[2].taken
+    assert (oracle.state.frames[f].state, bool(debt.owed), oracle.counters()["nr_pending"]) == (TAKEN, sent > 0, 0)
+    assert scenario.run(oracle, [(1, LOAD, 0), (2, TAKE_OFF)]).counters()["events_disabled"] == 1
+    assert oracle.counters()["ipi_alloc"] == 0
+    scenario.run(oracle, [(2, DISCHARGE), (1, LOAD, 0), (2, DISCHARGE)])
+    assert (oracle.counters()["ipi_alloc"], oracle.counters()["events_disabled"]) == (sent, 2)
+    assert (oracle.state.foreign, oracle.state.frames[f].handed) == ([f], 7)
+    assert not scenario.violated(oracle)
+
+
+def test_another_flush_pays_for_a_frame_that_is_taken() -> None:
+    pages = {0: (SHARED_RO, 0), 1: (SHARED_RO, 1)}
+    both = [(1, LOAD, 0), (1, LOAD, 1), (2, RECLAIM, 0), (2, RECLAIM, 1), (2, RECLAIM_FLUSH)]
+    oracle = scenario.run(scenario.machine(pages, "luf_v10"), [*both, (2, TAKE_OFF), (2, ALLOC_FOREIGN), (2, DISCHARGE)])
+    assert (oracle.counters()["discharges"], oracle.counters()["absorbed"], oracle.counters()["ipi_alloc"]) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])

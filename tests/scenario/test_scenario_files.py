@@ -44,7 +44,8 @@ def test_shipped_files_expect_something_of_every_preset(path: Path) -> None:
 
 
 def test_every_word_becomes_its_rows(tmp_path: Path) -> None:
-    plain = [(op.name.lower(), op) for op in (Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.TICK, Op.ALLOC_ATOMIC)]
+    allocations = (Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, Op.TAKE_OFF, Op.DISCHARGE)
+    plain = [(op.name.lower(), op) for op in (Op.RECLAIM_FLUSH, Op.TICK, *allocations)]
     assert rows_of(tmp_path, *(f"cpu1: {word}" for word, _ in plain)) == [[1, op, 0, 0, 0] for _, op in plain]
     assert rows_of(tmp_path, "cpu0: load 0-1", "cpu1: store 3 x7") == [[0, 1, 0, 0, 1], [0, 1, 1, 0, 1], [1, 2, 3, 0, 7]]
     assert rows_of(tmp_path, "cpu0: reclaim 1 of 0", "cpu0: reclaim", "cpu0: file_write 3") == [
