@@ -15,6 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "targets": ("mm_cpumask", "uncovered"),
     "credit": ("full", "batch", "batch_and_mm"),
     "kept_debt": ("carried", "lost", "flushed"),
+    "debt_scope": ("global", "mm_and_file"),
     "pending_to": ("head", "tail"),
     "buddy_tag": ("kept", "lost"),
     "buddy_merge": ("off", "newest"),
@@ -22,12 +23,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "atomic_alloc": ("flush", "refuse"),
     "gather_flush": ("none", "now", "page", "owner", "ticks"),
     "batched_pending": ("off", "on"),
-    "munmap_debt_rule": ("none", "vma_flag", "pte_marker", "pending", "always"),
+    "munmap_debt_rule": ("none", "vma_flag", "pte_marker", "pending", "always", "gather_hook"),
     "marker_fault": ("nothing", "flush"),
     "va_rule": ("off", "on"),
     "write_fault_flush": ("off", "wp", "before", "after"),
     "mmap_flush": ("off", "on"),
     "file_write_flush": ("off", "on"),
+    "invalidate_flush": ("off", "on"),
     "cow_flush": ("off", "on"),
     "flush_dirty": ("off", "on"),
     "switch_flush": ("off", "on"),
@@ -61,6 +63,7 @@ class FlushPolicy(NamedTuple):
     targets: Any = 0
     credit: Any = 0
     kept_debt: Any = 0
+    debt_scope: Any = 0
     pending_to: Any = 0
     buddy_tag: Any = 0
     buddy_merge: Any = 0
@@ -74,6 +77,7 @@ class FlushPolicy(NamedTuple):
     write_fault_flush: Any = 0
     mmap_flush: Any = 0
     file_write_flush: Any = 0
+    invalidate_flush: Any = 0
     cow_flush: Any = 1
     flush_dirty: Any = 1
     switch_flush: Any = 1

@@ -19,7 +19,7 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, atomic, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim, take
+from lufjax.phases import GROUPS, Phase, alloc, atomic, debt, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim, take
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -49,6 +49,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "take": take.take,
     "micro": micro.micro,
     "atomic": atomic.atomic,
+    "forced": debt.forced_flush,
     "invalidate": invalidate.invalidate,
     "withdraw": invalidate.withdraw,
     "complete": other.complete,

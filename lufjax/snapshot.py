@@ -35,6 +35,8 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
         "cpumask": [mask(words) for words in s.cpumask], "tlb_gen": mm[:, st.TLB_GEN].tolist(), "pending": mm[:, st.PENDING].tolist(),
         "flushed": mm[:, st.FLUSHED].tolist(), "gathers": mm[:, st.GATHERS].tolist(), "excl": mm[:, st.EXCL].tolist(),
         "sweep": [mask(words) for words in s.sweep], "va_debt": mm[:, st.VA_DEBT].tolist(), "next_trim": mm[:, st.NEXT_TRIM].tolist(),
+        "mm_owed": [mask(words) for words in s.mm_owed], "mm_clock": mm[:, st.DEBT_CLOCK].tolist(),
+        "file_owed": [mask(words) for words in s.file_owed], "file_clock": s.file_clock.tolist(),
         "gen_done": s.cpu_mm[:, :, st.GEN_DONE].tolist(), "pages": _pages(shape, s), "vma_flag": s.vma_flag.tolist(), "frames": _frames(s),
         "backings": _backings(shape, s), "anon_pool": s.anon_pool[: scalars["anon_top"]].tolist(),
     }  # fmt: skip

@@ -24,7 +24,7 @@ LOADED, LAZY, GATHER_KIND, TICKS, COVERED = range(5)
 # Columns of ``cpu_mm``: generation caught up with, and the event of the last flush (entries filled before it are gone).
 GEN_DONE, FLUSHED_AT = range(2)
 # Columns of ``mm``.
-TLB_GEN, PENDING, FLUSHED, GATHERS, EXCL, VA_DEBT, NEXT_TRIM = range(7)
+TLB_GEN, PENDING, FLUSHED, GATHERS, EXCL, VA_DEBT, NEXT_TRIM, DEBT_CLOCK = range(8)
 # Columns of ``gather``.
 VS, VE, CLEARED, CS, CE, NUM_HELD = range(6)
 # Bits of ``pte``; the frame is above them.
@@ -51,9 +51,12 @@ class MachineState(NamedTuple):
     tlb2: Any  # [sets, C, ways, 4]
     cpu: Any  # [C, 5]
     cpu_mm: Any  # [C, P, 2]
-    mm: Any  # [P, 7]
+    mm: Any  # [P, 8]
     cpumask: Any  # [P, W]
     sweep: Any  # [P, W]
+    mm_owed: Any  # [P, W]
+    file_owed: Any  # [NF, W]
+    file_clock: Any  # [NF]
     gather: Any  # [C, 6]
     held: Any  # [C, G]
     pte: Any  # [P * V]
@@ -100,7 +103,7 @@ BANKS: dict[str, tuple[str, ...]] = {
     ),
     "fl": (
         "fl_batch", "fl_cpu", "fl_mm", "fl_start", "fl_end", "fl_tables", "fl_payer", "fl_ret", "fl_sent", "fl_page", "fl_trim", "fl_credit",
-        "pd_cpu", "pd_left", "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook",
+        "pd_cpu", "pd_left", "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook", "dg_mm", "dg_page",
     ),
     "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending"),
     "gens": ("ugen", "ugen_done", "unmap_clock", "anon_top", "foreign_count", "q_head", "q_count"),
@@ -153,7 +156,7 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         if cpu[index, LOADED] >= 0:
             cpumask[cpu[index, LOADED], index // 32] |= np.uint32(1 << (index % 32))
 
-    mm = full((p, 7))
+    mm = full((p, 8))
     mm[:, NEXT_TRIM] = int(params.policy.trim_period)
     vma = full((shape.num_vmas,))
     vma[: len(trace.vmas)] = trace.vmas
@@ -193,7 +196,9 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         banks[bank][column] = value
     return MachineState(
         tlb1=tlb(shape.l1.sets, shape.l1.ways), tlb2=tlb(shape.l2.sets, shape.l2.ways), cpu=cpu, cpu_mm=full((c, p, 2)), mm=mm,
-        cpumask=cpumask, sweep=np.zeros((p, w), np.uint32), gather=full((c, 6)), held=full((c, shape.gather_slots)),
+        cpumask=cpumask, sweep=np.zeros((p, w), np.uint32), mm_owed=np.zeros((p, w), np.uint32),
+        file_owed=np.zeros((shape.num_file_pages, w), np.uint32), file_clock=full((shape.num_file_pages,)),
+        gather=full((c, 6)), held=full((c, shape.gather_slots)),
         pte=full((p * v,)), page=page.reshape(p * v, 5), vma=vma, vma_flag=full((shape.num_vmas,)), frame=frame,
         owed=np.zeros((f, w), np.uint32), rmap=full((f, shape.rmap_slots), -1), link=link, backing=backing, parent=full((na,), -1),
         anon_pool=np.arange(shape.num_file_pages + na - 1, shape.num_file_pages - 1, -1, dtype=np.int32), free_ring=free_ring,

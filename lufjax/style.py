@@ -43,6 +43,7 @@ PRESETS: dict[str, PolicyStyle] = {
     "luf_v10": PolicyStyle(BLUE, "D", SOLID),
     "luf_v10_as_posted": PolicyStyle(BLUE, "d", DOTTED),
     "luf_v11": PolicyStyle(BLUE, "*", DASHED),
+    "luf_v12": PolicyStyle(SKY, "H", SOLID),
     "luf_always": PolicyStyle(ORANGE, ">", DASHDOT),
     "fpr": PolicyStyle(GREEN, "P", SOLID),
     "latr": PolicyStyle(GREEN, "h", DASHDOT),

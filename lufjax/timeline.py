@@ -165,6 +165,11 @@ def _debt(state: dict[str, Any], num_processes: int, rules: Mapping[str, Any]) -
         f"{_page(process, vpn, num_processes)} marker"
         for process, pages in enumerate(state["pages"]) for vpn, page in enumerate(pages) if page[_MARKER]
     ]  # fmt: skip
+    if rules["debt_scope"] == "mm_and_file":
+        for name, words in (("mm", "p"), ("file", "file ")):
+            for index, (owed, clock) in enumerate(zip(state[f"{name}_owed"], state[f"{name}_clock"], strict=True)):
+                left = sum(1 << cpu for cpu, covered in enumerate(state["covered"]) if owed >> cpu & 1 and covered < clock)
+                items += [f"{words}{index} owes {cpu_list(left)}"] if left else []
     for process in range(num_processes):
         if state["pending"][process] != state["flushed"][process]:
             items.append(f"pending{f' p{process}' if num_processes > 1 else ''}")

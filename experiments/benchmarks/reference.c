@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][41]: the 9 numbers of MachineParams, then the 32 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][43]: the 9 numbers of MachineParams, then the 34 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -47,7 +47,7 @@ enum { CREDIT_FULL, CREDIT_BATCH, CREDIT_BATCH_AND_MM };
 enum { KEPT_CARRIED, KEPT_LOST, KEPT_FLUSHED };
 enum { FAULT_OFF, FAULT_WP, FAULT_BEFORE, FAULT_AFTER };
 enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
-enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS };
+enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS, DEBT_GATHER_HOOK };
 
 #define SCALARS(X) \
     X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(sigbus) X(spurious_fault) X(stlb_hit) \
@@ -72,11 +72,11 @@ struct shape {
 };
 struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
-    int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, debt_scope, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, invalidate_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 41 * sizeof(int32_t), "a lane record is 41 integers");
+_Static_assert(sizeof(struct lane) == 43 * sizeof(int32_t), "a lane record is 43 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 /* What is owed for a frame when it leaves the allocator. */
@@ -95,7 +95,7 @@ struct cpu {
     int32_t *pcp;
     uint32_t pcp_head, pcp_count;
 };
-struct process { cpuset cpumask, sweep; int32_t tlb_gen, pending, flushed, gathers, excl, va_debt, next_trim; };
+struct process { cpuset cpumask, sweep, owed; int32_t tlb_gen, pending, flushed, gathers, excl, va_debt, next_trim, clock; };
 struct page {
     int32_t frame, backing, promise_backing, epoch, changed;
     int16_t vma;
@@ -109,6 +109,7 @@ struct frame {
     bool on_free;       /* on the global list */
 };
 struct backing { int32_t truth, stored, home, parent; uint8_t on_store, harvested; };
+struct file_page { cpuset owed; int32_t clock; };
 struct quarantined { int32_t frame, kind, stamp, process; };
 struct sample { int64_t scalar[NUM_SCALARS], histogram[NUM_HISTOGRAMS][NUM_BUCKETS], received[MAX_CPUS], violations[NUM_CLASSES][2]; };
 
@@ -127,6 +128,7 @@ struct machine {
     struct frame *frame;           /* [F + 1] */
     int32_t *rmap;                 /* [F][R] */
     struct backing *backing;
+    struct file_page *file_page;   /* [NF] */
     int32_t *free, num_free;       /* a stack: its top is the head of the deque */
     int32_t *batch_frame, num_batch;
     uint8_t *batch_deferred;
@@ -354,6 +356,34 @@ static void discharge_all(struct machine *M, int c, enum payer payer) {
     if (M->debt_mask) flush_debts(M, c, payer);
 }
 
+/* CPUs of a set that no flush since `clock` has reached. */
+static cpuset uncovered(const struct machine *M, cpuset owed, int32_t clock) {
+    cpuset left = owed;
+    int k;
+    FOR_EACH_CPU(k, owed) if (M->cpu[k].covered >= clock) left &= ~bit(k);
+    return left;
+}
+
+/* The file page that a page maps shared, or NONE. */
+static int shared_file(const struct machine *M, const struct page *page) {
+    bool is_shared = page->vma != NONE && (M->vma[page->vma] & VMA_SHARED) && page->backing < M->num_file_pages;
+    return is_shared ? page->backing : NONE;
+}
+
+/* A forced flush: of every debt, or of those of process m and file page b, either of which may be NONE. */
+static void forced_flush(struct machine *M, int c, int m, int b, enum payer payer) {
+    cpuset targets = 0;
+    if (!M->lane->debt_scope) {
+        discharge_all(M, c, payer);
+        return;
+    }
+    if (m != NONE) targets |= uncovered(M, M->process[m].owed, M->process[m].clock);
+    if (b != NONE) targets |= uncovered(M, M->file_page[b].owed, M->file_page[b].clock);
+    if (!targets) return;
+    flush_batch(M, c, targets, payer);
+    COUNT(discharges)++;
+}
+
 /* Does a take-off pay for its own frame only, and not for the open generation? */
 static bool is_paid_alone(const struct lane *lane) { return lane->reclaim_flush == RECLAIM_OWNER || lane->debt_merge == PER_FRAME; }
 
@@ -364,12 +394,8 @@ static struct debt debt_of(const struct machine *M, const struct frame *frame) {
 
 /* CPUs that the take-off of a frame with this debt by a stranger has to flush. */
 static cpuset unpaid(const struct machine *M, const struct debt *debt) {
-    cpuset targets = debt->owed;
-    int k;
     if (!is_paid_alone(M->lane)) return debt->tag == M->ugen ? M->debt_mask | M->deferred_mask : 0;
-    if (M->lane->targets)
-        FOR_EACH_CPU(k, debt->owed) if (M->cpu[k].covered >= debt->tag_clock) targets &= ~bit(k);
-    return targets;
+    return M->lane->targets ? uncovered(M, debt->owed, debt->tag_clock) : debt->owed;
 }
 
 /* Discharge the debt of a frame that leaves the allocator; `new_owner` is a process, or NONE if nobody maps it. */
@@ -585,7 +611,15 @@ static void queue_flush(struct machine *M, struct frame *frame, int m, struct pa
     frame->owner = frame->owner == NONE || frame->owner == m ? m : M->shape->num_processes;
     frame->since = M->now;
     frame->tag_clock = M->unmap_clock;
-    if (lane->munmap_debt_rule == DEBT_PENDING) mm->pending++;
+    if (lane->debt_scope) {
+        mm->owed |= mm->cpumask;
+        mm->clock = M->unmap_clock;
+        if (!is_anon(M, page->backing)) {
+            M->file_page[page->backing].owed |= mm->cpumask;
+            M->file_page[page->backing].clock = M->unmap_clock;
+        }
+    }
+    if (lane->munmap_debt_rule == DEBT_PENDING || lane->munmap_debt_rule == DEBT_GATHER_HOOK) mm->pending++;
     if (lane->munmap_debt_rule == DEBT_VMA_FLAG) M->vma_flag[page->vma] = 1;
     if (lane->munmap_debt_rule == DEBT_PTE_MARKER || lane->va_rule) page->marker = 1;
     if (lane->va_rule) mm->va_debt = 1;
@@ -845,7 +879,7 @@ static bool may_be_written(const struct machine *M, const struct page *page) {
 
 /* What a fault pays before or after its PTE can be seen, if the page may ever be written. */
 static void fault_hook(struct machine *M, int c, const struct page *page, int when) {
-    if (M->lane->write_fault_flush == when && may_be_written(M, page)) discharge_all(M, c, PAY_FAULT);
+    if (M->lane->write_fault_flush == when && may_be_written(M, page)) forced_flush(M, c, M->cpu[c].loaded, shared_file(M, page), PAY_FAULT);
 }
 
 static void install(struct machine *M, int c, int m, int v, int f, bool is_store) {
@@ -898,7 +932,7 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
         return false;
     }
     bool is_own = (flags & VMA_SHARED) || is_anon(M, b);
-    if (is_store && page->present && M->lane->write_fault_flush == FAULT_WP) discharge_all(M, c, PAY_FAULT);
+    if (is_store && page->present && M->lane->write_fault_flush == FAULT_WP) forced_flush(M, c, m, shared_file(M, page), PAY_FAULT);
     if (page->present && is_own) {
         fault_hook(M, c, page, FAULT_BEFORE);
         page->writable = page->dirty = page->accessed = 1;
@@ -1039,7 +1073,8 @@ static bool fault_finish(struct machine *M, int c, int v) {
     struct cpu *cpu = &M->cpu[c];
     if (cpu->fault_vpn != v) return false;
     cpu->fault_vpn = NONE;
-    if (cpu->fault_pays && M->lane->write_fault_flush == FAULT_AFTER) discharge_all(M, c, PAY_FAULT);
+    if (cpu->fault_pays && M->lane->write_fault_flush == FAULT_AFTER)
+        forced_flush(M, c, cpu->loaded, shared_file(M, &M->page[cpu->loaded * M->num_vpns + v]), PAY_FAULT);
     return true;
 }
 
@@ -1066,6 +1101,7 @@ static void debt_rule(struct machine *M, int c, int m, int v, struct gather *gat
         flush_mm(M, c, m, ALL, false, PAY_MAPPING);
         M->vma_flag[page->vma] = 0;
     }
+    if (M->lane->munmap_debt_rule == DEBT_GATHER_HOOK) forced_flush(M, c, m, shared_file(M, page), PAY_MAPPING);
     if (M->lane->munmap_debt_rule == DEBT_PTE_MARKER && page->marker) {
         note_cleared(gather, v);
         if (!M->lane->va_rule) page->marker = 0;
@@ -1288,7 +1324,7 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
     struct process *mm = &M->process[m];
     struct page *page = &M->page[m * M->num_vpns + v];
     bool is_first = packed >= FIRST_PAGE;
-    if (is_first && lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) discharge_all(M, c, PAY_MAPPING);
+    if (is_first && lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) forced_flush(M, c, m, M->vma[vma] & VMA_SHARED ? backing : NONE, PAY_MAPPING);
     if (lane->va_rule && page->marker) {
         if (mm->va_debt) flush_mm(M, c, m, ALL, false, PAY_MAPPING);
         page->marker = 0;
@@ -1320,7 +1356,7 @@ static bool file_write(struct machine *M, int c, int b) {
         if (f == NONE) return true;
         move_in(M, f, b, M->backing[b].stored);
     }
-    if (M->lane->file_write_flush) discharge_all(M, c, PAY_FAULT);
+    if (M->lane->file_write_flush) forced_flush(M, c, NONE, b, PAY_FAULT);
     M->frame[f].content = b;
     M->frame[f].version = ++M->backing[b].truth;
     M->backing[b].harvested = 0;
@@ -1345,6 +1381,7 @@ static void withdraw(struct machine *M, int c, int m, int v, int b) {
 /* REMOTE_WRITE: the page changes on the server, and is dropped if it is cached. TRUNCATE: the file ends before it. */
 static bool replace_page(struct machine *M, int c, int b, bool truncates) {
     struct backing *backing = &M->backing[b];
+    if (M->lane->invalidate_flush) forced_flush(M, c, NONE, b, PAY_MAPPING);
     for (int k = 0; k < M->num_batch; k++)
         if (M->batch_frame[k] == backing->home) {
             drain(M, c);
@@ -1496,6 +1533,7 @@ static size_t place(struct machine *M, const struct shape *S, char *arena) {
     PLACE(frame, F + 1);
     PLACE(rmap, F * S->rmap_slots);
     PLACE(backing, B);
+    PLACE(file_page, (size_t)S->num_file_pages);
     PLACE(free, F);
     PLACE(batch_frame, (size_t)S->batch_slots);
     PLACE(batch_deferred, (size_t)S->batch_slots);
@@ -1710,6 +1748,10 @@ static void put_machine(FILE *out, const struct machine *M) {
     PUT_EACH("gathers", P, "%d", M->process[k].gathers);
     PUT_EACH("excl", P, "%d", M->process[k].excl);
     PUT_EACH("va_debt", P, "%d", M->process[k].va_debt);
+    PUT_EACH("mm_owed", P, "%llu", (unsigned long long)M->process[k].owed);
+    PUT_EACH("mm_clock", P, "%d", M->process[k].clock);
+    PUT_EACH("file_owed", S->num_file_pages, "%llu", (unsigned long long)M->file_page[k].owed);
+    PUT_EACH("file_clock", S->num_file_pages, "%d", M->file_page[k].clock);
     PUT_EACH("next_trim", P, "%d", M->process[k].next_trim);
     PUT_EACH("free", M->num_free, "%d", M->free[M->num_free - 1 - k]);
     fputs("\"lru\":[", out);

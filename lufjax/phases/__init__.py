@@ -76,6 +76,7 @@ class Phase(enum.IntEnum):
     HALF_INSTALLED = 57
     TAKE = 58  # TAKE_OFF, DISCHARGE
     TAKEN = 59  # a frame has left the lists with its debt
+    FORCED_FLUSH = 60  # luf_flush_mm, luf_flush_mapping
     INVALIDATE = 70  # invalidate_inode_pages2, truncate_pagecache
     INVALIDATE_LOOK = 71
     INVALIDATE_SCAN = 72
@@ -84,6 +85,7 @@ class Phase(enum.IntEnum):
     WITHDRAW_ZAP = 75
     WITHDRAW_SETTLE = 76
     WITHDRAW_PUT = 77
+    INVALIDATE_PAID = 78
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -115,7 +117,8 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "take": (Phase.TAKE, Phase.TAKEN),
     "micro": (Phase.MICRO,),
     "atomic": (Phase.ATOMIC, Phase.ATOMIC_CHOOSE, Phase.ATOMIC_TAKEN),
-    "invalidate": (Phase.INVALIDATE, Phase.INVALIDATE_LOOK, Phase.INVALIDATE_SCAN),
+    "forced": (Phase.FORCED_FLUSH,),
+    "invalidate": (Phase.INVALIDATE, Phase.INVALIDATE_PAID, Phase.INVALIDATE_LOOK, Phase.INVALIDATE_SCAN),
     "withdraw": (Phase.WITHDRAW, Phase.WITHDRAW_FLAG, Phase.WITHDRAW_ZAP, Phase.WITHDRAW_SETTLE, Phase.WITHDRAW_PUT),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),

@@ -15,7 +15,7 @@ from jax import Array
 
 from lufjax import counters as names
 from lufjax import state as st
-from lufjax.events import Payer
+from lufjax.events import Payer, VmaFlag
 from lufjax.kernels import cpumask
 from lufjax.kernels.rows import log2_bucket
 from lufjax.params import MachineParams, MachineShape
@@ -200,11 +200,25 @@ class Draft:
         )  # fmt: skip
         self.goto(Phase.FLUSH, enabled)
 
-    def flush_batch(self, enabled: Array, then: Array | Phase, *, cpu: Array, mask: Array, payer: Payer) -> None:
+    def flush_batch(self, enabled: Array, then: Array | Phase, *, cpu: Array, mask: Array, payer: Payer | Array) -> None:
         """Request a flush of whatever the CPUs of ``mask`` have loaded."""
         self.set_mask("fl_mask", mask, enabled)
-        self.put_regs(enabled, fl_batch=1, fl_cpu=cpu, fl_start=0, fl_end=-1, fl_tables=0, fl_payer=int(payer), fl_ret=then)
+        self.put_regs(enabled, fl_batch=1, fl_cpu=cpu, fl_start=0, fl_end=-1, fl_tables=0, fl_payer=payer, fl_ret=then)
         self.goto(Phase.FLUSH, enabled)
+
+    def forced_flush(self, enabled: Array, then: Array | Phase, payer: Payer, *, mm: Array | int, page: Array | int) -> Array:
+        """A forced flush: of every debt, or of those of process ``mm`` and file page ``page`` (-1: none). Returns whether the phase changed."""
+        scoped = enabled & (self.rules.debt_scope == 1)
+        pays = self.discharge_all(enabled & ~scoped, then, payer)
+        self.put_regs(scoped, dg_mm=mm, dg_page=page, fl_payer=int(payer), fl_ret=then)
+        self.goto(Phase.FORCED_FLUSH, scoped)
+        return pays | scoped
+
+    def shared_file(self, page: Array) -> Array:
+        """The file page that a page (its row of ``page``) maps shared, -1 if none."""
+        flags = self.get("vma", jnp.maximum(page[st.VMA], 0))
+        is_shared = (page[st.VMA] >= 0) & ((flags & VmaFlag.SHARED) != 0) & (page[st.BACKING] < self.shape.num_file_pages)
+        return jnp.where(is_shared, page[st.BACKING], -1)
 
     def discharge_all(self, enabled: Array, then: Array | Phase, payer: Payer) -> Array:
         """Pay every debt of the open generation. Returns whether a flush is needed (then the phase is FLUSH, else unchanged)."""

@@ -36,7 +36,7 @@ def fault(m: Draft, enabled: Array) -> None:
     m.complete(begin & (~allowed | is_gone))
     begin = begin & allowed & ~is_gone
     pays = begin & is_store & is_present & (m.rules.write_fault_flush == WP)
-    hooked = m.discharge_all(pays, Phase.FAULT_CLASSIFY, Payer.FAULT)
+    hooked = m.forced_flush(pays, Phase.FAULT_CLASSIFY, Payer.FAULT, mm=m.m, page=m.shared_file(page))
 
     ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
     is_shared = (flags & VmaFlag.SHARED) != 0
@@ -124,7 +124,7 @@ def hook(m: Draft, enabled: Array) -> None:
     """What a fault on a page that may be written pays, before or after its PTE can be seen."""
     then = jnp.where(m.r.phase == Phase.INSTALL_BEFORE, Phase.INSTALL, Phase.INSTALL_FILL)
     m.goto(then, enabled)
-    m.discharge_all(enabled, then, Payer.FAULT)
+    m.forced_flush(enabled, then, Payer.FAULT, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
 
 
 def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, resident: Array) -> None:

@@ -30,7 +30,7 @@ def half(m: Draft, enabled: Array) -> None:
     m.put("cpu", (m.c, st.GATHER_KIND), note, installed | finishes)
     m.put("gather", (m.c, st.VS), jnp.where(installed, m.v, 0), installed | finishes)
     owes = finishes & (kind == Op.FAULT_INSTALL + 1) & (m.rules.write_fault_flush == AFTER)
-    flushes = m.discharge_all(owes, Phase.COMPLETE, Payer.FAULT)
+    flushes = m.forced_flush(owes, Phase.COMPLETE, Payer.FAULT, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
     m.complete(installed | (finishes & ~flushes))
     m.disabled(begin & ~starts & ~finishes)
 

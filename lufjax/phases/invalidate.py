@@ -11,7 +11,7 @@ from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.alloc import free_then, owes, put_then
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_NONE, GATHER_PAGE, RULE_ALWAYS, RULE_FLAG, RULE_MARKER
+from lufjax.phases.mapping import GATHER_NONE, GATHER_PAGE, RULE_ALWAYS, RULE_FLAG, RULE_GATHER_HOOK, RULE_MARKER
 
 SCAN = 16
 """Pages that one phase looks at."""
@@ -22,7 +22,9 @@ def invalidate(m: Draft, enabled: Array) -> None:
     code, truncates = m.r.phase, m.op == Op.TRUNCATE
     truth, _, packed = m.get("backing", m.arg)
     home = packed >> 2
-    begin, looks = enabled & (code == Phase.INVALIDATE), enabled & (code == Phase.INVALIDATE_LOOK)
+    starts, looks = enabled & (code == Phase.INVALIDATE), enabled & (code == Phase.INVALIDATE_LOOK)
+    pays = m.forced_flush(starts & (m.rules.invalidate_flush == 1), Phase.INVALIDATE_PAID, Payer.MAPPING, mm=-1, page=m.arg)
+    begin = (starts & ~pays) | (enabled & (code == Phase.INVALIDATE_PAID))
     in_batch = ((m.get("batch") >> 1 == home) & (jnp.arange(m.shape.batch_slots) < m.r.batch_count)).any()
     waits = begin & (home >= 0) & in_batch
     m.put_regs(waits, dr_cpu=m.c, dr_ret=Phase.INVALIDATE_LOOK)
@@ -67,6 +69,8 @@ def withdraw(m: Draft, enabled: Array) -> None:
     has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & (m.get("vma_flag", vma) == 1)
     m.put("vma_flag", vma, 0, has_flag)
     m.goto(Phase.WITHDRAW_ZAP, flag)
+    hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
+    m.forced_flush(hook, Phase.WITHDRAW_ZAP, Payer.MAPPING, mm=mm, page=m.shared_file(m.get("page", pid)))
     m.flush_mm(pays, Phase.WITHDRAW_FLAG, cpu=m.c, mm=mm, payer=Payer.MAPPING, tables=1, credit=1)
     m.flush_mm(has_flag, Phase.WITHDRAW_ZAP, cpu=m.c, mm=mm, payer=Payer.MAPPING)
 

@@ -14,7 +14,7 @@ from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
 
 GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS = range(5)
-RULE_NONE, RULE_FLAG, RULE_MARKER, RULE_PENDING, RULE_ALWAYS = range(5)
+RULE_NONE, RULE_FLAG, RULE_MARKER, RULE_PENDING, RULE_ALWAYS, RULE_GATHER_HOOK = range(6)
 
 
 def mapping(m: Draft, enabled: Array) -> None:
@@ -51,7 +51,9 @@ def mapping(m: Draft, enabled: Array) -> None:
     flag = (pending & ~pays) | at(Phase.MAPPING_FLAG)
     has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & old_flag
     m.put("vma_flag", jnp.maximum(vma, 0), 0, has_flag)
+    hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
     m.goto(Phase.MAPPING_EDIT, flag & ~has_flag)
+    m.forced_flush(hook, Phase.MAPPING_EDIT, Payer.MAPPING, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
     m.flush_mm(has_flag, Phase.MAPPING_EDIT, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
 
 
@@ -86,8 +88,10 @@ def _enter(m: Draft, enabled: Array, row: Array, is_mapped: Array) -> Array:
 def _mmap_hook(m: Draft, enabled: Array) -> Array:
     """First page of a call: a writable mapping may pay every debt. Returns whether a flush was requested."""
     vma, is_first = m.repeat & (FIRST_PAGE - 1), m.repeat >= FIRST_PAGE
-    writable = (m.get("vma", vma) & VmaFlag.WRITE) != 0
-    return m.discharge_all(enabled & is_first & writable & (m.rules.mmap_flush == 1), Phase.MAPPING_VA, Payer.MAPPING)
+    flags = m.get("vma", vma)
+    pays = enabled & is_first & ((flags & VmaFlag.WRITE) != 0) & (m.rules.mmap_flush == 1)
+    page = jnp.where((flags & VmaFlag.SHARED) != 0, m.arg, -1)
+    return m.forced_flush(pays, Phase.MAPPING_VA, Payer.MAPPING, mm=m.m, page=page)
 
 
 def edit(m: Draft, enabled: Array) -> None:

@@ -109,7 +109,7 @@ def other(m: Draft, enabled: Array) -> None:
     frames.lru_append(m, frame, rescued | filled)
     m.put_regs(found, alloc_frame=frame)
     ready = found | filled
-    pays = m.discharge_all(ready & (m.rules.file_write_flush == 1), Phase.OTHER_WRITE, Payer.FAULT)
+    pays = m.forced_flush(ready & (m.rules.file_write_flush == 1), Phase.OTHER_WRITE, Payer.FAULT, mm=-1, page=page)
     writes = (ready & ~pays) | (enabled & (code == Phase.OTHER_WRITE))
     m.put("backing", (page, st.TRUTH), truth + 1, writes)
     m.put("backing", (page, st.HOME), frame * 4 + 1, writes)

@@ -79,7 +79,7 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     m.set_mask("batch_mask", m.batch_mask | union, batched)
     m.put_regs(batched & queued.any(), need_flush=1)
     m.set_mask("deferred_mask", m.deferred_mask | union, defers)
-    bumps_pending = jnp.where(deferred, rules.munmap_debt_rule == 3, rules.batched_pending == 1)
+    bumps_pending = jnp.where(deferred, (rules.munmap_debt_rule == 3) | (rules.munmap_debt_rule == 5), rules.batched_pending == 1)
     _bump_generations(m, mms, enabled & queued, bumps_pending)
 
     # The debt of the frame, and the trace that each deferred PTE leaves.
@@ -93,6 +93,12 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     vmas = m.get("page", pids, st.VMA)
     m.put("vma_flag", vmas, 1, left_behind & (rules.munmap_debt_rule == 1))
     m.put("mm", (mms, st.VA_DEBT), 1, left_behind & (rules.va_rule == 1))
+    in_scope = defers & (rules.debt_scope == 1)
+    m.put("mm_owed", mms, m.get("mm_owed", mms) | masks, in_scope & queued)
+    m.put("mm", (mms, st.DEBT_CLOCK), m.r.unmap_clock, in_scope & queued)
+    of_file = in_scope & (backing < m.shape.num_file_pages)
+    m.put("file_owed", backing, m.get("file_owed", backing) | union, of_file)
+    m.put("file_clock", backing, m.r.unmap_clock, of_file)
     marks = deferred & queued & ((rules.munmap_debt_rule == 2) | (rules.va_rule == 1))
     m.put("page", (pids, st.CHANGED), m.now, enabled & is_site)
     m.put("rmap", frame, jnp.full_like(sites, -1), enabled)

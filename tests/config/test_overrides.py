@@ -27,7 +27,7 @@ def test_multirun_flag_may_stand_anywhere():
 
 
 def test_glob_picks_presets():
-    assert list(load_run_config(["-m", "policy=glob(luf_v1*)"]).policies) == ["luf_v10", "luf_v10_as_posted", "luf_v11"]
+    assert list(load_run_config(["-m", "policy=glob(luf_v1*)"]).policies) == ["luf_v10", "luf_v10_as_posted", "luf_v11", "luf_v12"]
 
 
 def test_a_list_is_an_axis_without_multirun():

@@ -45,6 +45,7 @@ def test_linux_is_the_default_record():
         ("luf_v10", {"munmap_debt_rule": "pending", "write_fault_flush": "wp", "mmap_flush": "on", "defer_pages": "read_only"}),
         ("luf_v10_as_posted", {"buddy_tag": "lost", "buddy_merge": "newest", "refill_tag": "task", "gen_bits": 16, "mmap_flush": "on"}),
         ("luf_v11", {"write_fault_flush": "off", "mmap_flush": "off", "file_write_flush": "on", "buddy_tag": "lost"}),
+        ("luf_v12", {"debt_merge": "per_frame", "targets": "uncovered", "debt_scope": "mm_and_file", "munmap_debt_rule": "gather_hook"}),
         ("luf_always", {"reclaim_flush": "take_off", "munmap_debt_rule": "always"}),
         ("fpr", {"reclaim_flush": "owner", "defer_pages": "clean", "debt_merge": "per_frame", "gather_flush": "owner", "va_rule": "on"}),
         ("latr", {"reclaim_flush": "batch", "gather_flush": "ticks", "va_rule": "on"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import flush, frames, reclaim
 from .counting import ATOMIC_FLUSH, Counts
-from .state import QUARANTINE, TAKEN, Debt, State
+from .state import QUARANTINE, TAKEN, Backing, Debt, Process, State
 
 OWNER = 4
 
@@ -168,6 +168,22 @@ def _flush_generation(s: State, n: Counts, c: int, payer: str) -> None:
     s.ugen_done = s.ugen
     s.ugen = _successor(s, s.ugen)
     n.bump("discharges")
+
+
+def forced_flush(s: State, n: Counts, c: int, m: int | None, b: int | None, payer: str) -> None:
+    """A forced flush: every debt, or those of process ``m`` and of file page ``b``."""
+    if not s.policy["debt_scope"]:
+        discharge_all(s, n, c, payer)
+        return
+    debtors: list[Process | Backing] = []
+    if m is not None:
+        debtors.append(s.processes[m])
+    if b is not None:
+        debtors.append(s.backings[b])
+    cpus = {k for debtor in debtors for k in debtor.owed if s.cpus[k].covered < debtor.clock}
+    if cpus:
+        flush.flush_batch(s, n, c, cpus, payer)
+        n.bump("discharges")
 
 
 def discharge_all(s: State, n: Counts, c: int, payer: str) -> None:

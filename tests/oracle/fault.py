@@ -37,7 +37,8 @@ def finish_half(s: State, n: Counts, c: int, v: int) -> bool:
         return False
     s.cpus[c].fault = None
     if open_fault[1] and s.policy["write_fault_flush"] == AFTER:
-        allocation.discharge_all(s, n, c, "fault")
+        m = s.cpus[c].loaded
+        allocation.forced_flush(s, n, c, m, s.shared_file(s.page(m, v)), "fault")
     return True
 
 
@@ -53,7 +54,7 @@ def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> boo
         n.bump("sigbus")
         return False
     if is_store and page.present and s.policy["write_fault_flush"] == WP:
-        allocation.discharge_all(s, n, c, "fault")
+        allocation.forced_flush(s, n, c, m, s.shared_file(page), "fault")
     is_private_file = not s.flags(page) & SHARED and not s.is_anon(b)
     if page.present and not is_private_file:
         _hook(s, n, c, page, BEFORE)
@@ -71,7 +72,7 @@ def _may_write(s: State, page: Page) -> bool:
 def _hook(s: State, n: Counts, c: int, page: Page, when: int) -> None:
     """What a fault pays before or after its PTE can be seen, if the page may ever be written."""
     if s.policy["write_fault_flush"] == when and _may_write(s, page):
-        allocation.discharge_all(s, n, c, "fault")
+        allocation.forced_flush(s, n, c, s.cpus[c].loaded, s.shared_file(page), "fault")
 
 
 def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:

@@ -17,7 +17,7 @@ def file_write(s: State, n: Counts, c: int, b: int) -> None:
         frames.make_home(s, f, b, backing.stored)
     frames.take_back(s, n, c, backing.home)
     if s.policy["file_write_flush"]:
-        allocation.discharge_all(s, n, c, "fault")
+        allocation.forced_flush(s, n, c, None, b, "fault")
     backing.truth += 1
     backing.harvested, backing.on_store = False, True
     s.frames[backing.home].content = (b, backing.truth)
@@ -26,6 +26,8 @@ def file_write(s: State, n: Counts, c: int, b: int) -> None:
 def replace(s: State, n: Counts, c: int, b: int, is_truncate: bool) -> None:
     """The page changes on the server (and is dropped if it is cached), or leaves the file."""
     backing = s.backings[b]
+    if s.policy["invalidate_flush"]:
+        allocation.forced_flush(s, n, c, None, b, "mapping")
     if backing.home is not None and backing.home in [f for f, _ in s.batch]:
         reclaim.drain(s, n, c)
     f = backing.home

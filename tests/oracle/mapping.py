@@ -8,7 +8,7 @@ from .state import HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
 
 MMAP, MUNMAP, MPROTECT, DONTNEED = 3, 4, 5, 6
 EXCLUSIVE = (MUNMAP, MPROTECT)
-VMA_FLAG, PTE_MARKER = 1, 2
+VMA_FLAG, PTE_MARKER, GATHER_HOOK = 1, 2, 5
 FLUSH_PAGE = 2
 
 
@@ -71,6 +71,8 @@ def _debt_rule(s: State, n: Counts, c: int, m: int, v: int, gather: Gather) -> N
     if rule == VMA_FLAG and s.vma_flag[page.vma]:
         flush.flush_mm(s, n, c, m, None, False, "mapping")
         s.vma_flag[page.vma] = False
+    if rule == GATHER_HOOK:
+        allocation.forced_flush(s, n, c, m, s.shared_file(page), "mapping")
     if rule == PTE_MARKER and page.marker:
         gather.clear(v)
         if not s.policy["va_rule"]:
@@ -142,7 +144,8 @@ def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: 
     m = s.cpus[c].loaded
     page = s.page(m, v)
     if is_first and s.policy["mmap_flush"] and s.vmas[vma] & WRITE:
-        allocation.discharge_all(s, n, c, "mapping")
+        is_shared = s.vmas[vma] & SHARED and backing >= 0
+        allocation.forced_flush(s, n, c, m, backing if is_shared else None, "mapping")
     if s.policy["va_rule"] and page.marker:
         if s.processes[m].va_debt:
             flush.flush_mm(s, n, c, m, None, False, "mapping")

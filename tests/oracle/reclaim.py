@@ -8,7 +8,7 @@ from .state import BATCH, CORRUPT, Frame, State
 
 NEVER, PAGE, _, TAKE_OFF, OWNER = range(5)
 READ_ONLY, CLEAN, ANY = range(3)
-VMA_FLAG, PTE_MARKER, PENDING = 1, 2, 3
+VMA_FLAG, PTE_MARKER, PENDING, GATHER_HOOK = 1, 2, 3, 5
 
 
 def background(s: State, n: Counts) -> None:
@@ -107,7 +107,12 @@ def _queue(s: State, f: int, m: int, v: int, deferred: bool) -> None:
         return
     s.D |= process.cpumask
     frames.add_debt(s, f, m)
-    if policy["munmap_debt_rule"] == PENDING:
+    if policy["debt_scope"]:
+        b = s.frames[f].page
+        for debtor in (process,) if s.is_anon(b) else (process, s.backings[b]):
+            debtor.owed |= process.cpumask
+            debtor.clock = s.unmap_clock
+    if policy["munmap_debt_rule"] in (PENDING, GATHER_HOOK):
         process.pending += 1
     if policy["munmap_debt_rule"] == VMA_FLAG:
         s.vma_flag[pte.vma] = True

@@ -71,6 +71,8 @@ def snapshot(s: State) -> dict[str, Any]:
         "tlb_gen": [p.tlb_gen for p in s.processes], "pending": [p.pending for p in s.processes],
         "flushed": [p.flushed for p in s.processes], "gathers": [p.gathers for p in s.processes], "excl": [p.excl for p in s.processes],
         "sweep": [_mask(p.sweep) for p in s.processes], "va_debt": _ints(*(p.va_debt for p in s.processes)),
+        "mm_owed": [_mask(p.owed) for p in s.processes], "mm_clock": [p.clock for p in s.processes],
+        "file_owed": [_mask(b.owed) for b in s.backings[: s.num_file_pages]], "file_clock": [b.clock for b in s.backings[: s.num_file_pages]],
         "next_trim": [p.next_trim for p in s.processes], "gen_done": [list(cpu.gen_done) for cpu in s.cpus],
         "pages": [[_page(page) for page in p.pages] for p in s.processes], "vma_flag": _ints(*s.vma_flag),
         "frames": [_frame(frame, s) for frame in s.frames], "backings": [_backing(b) for b in s.backings], "anon_pool": list(s.anon_pool),

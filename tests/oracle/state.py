@@ -112,6 +112,8 @@ class Process:
     gathers: int = 0
     excl: int = 0
     va_debt: bool = False
+    owed: set[int] = field(default_factory=set)
+    clock: int = 0
 
 
 @dataclass
@@ -145,6 +147,8 @@ class Backing:
     home: int | None = None
     harvested: bool = False
     parent: int | None = None
+    owed: set[int] = field(default_factory=set)
+    clock: int = 0
 
 
 class State:
@@ -209,6 +213,10 @@ class State:
     def pages(self) -> list[tuple[int, int, Page]]:
         """Every (process, vpn, page), in order."""
         return [(m, v, page) for m, process in enumerate(self.processes) for v, page in enumerate(process.pages)]
+
+    def shared_file(self, page: Page) -> int | None:
+        """The file page that a page maps shared, if it does."""
+        return page.backing if self.flags(page) & SHARED and page.backing is not None and not self.is_anon(page.backing) else None
 
     def page(self, m: int, vpn: int) -> Page:
         """Page ``vpn`` of process ``m``."""

@@ -213,6 +213,13 @@ def test_an_atomic_allocation_looks_at_three_frames_and_does_not_reclaim() -> No
     assert oracle.state.kswapd_on
 
 
+@pytest.mark.parametrize(("scope", "of_another_file", "of_the_file"), [(0, 2, 2), (1, 0, 2)], ids=["global", "mm_and_file"])
+def test_a_forced_flush_pays_what_is_in_scope_and_once(scope: int, of_another_file: int, of_the_file: int) -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0), 1: (SHARED_RO, 1)}, "luf_v12", debt_scope=scope), OWING)
+    sent = [scenario.run(oracle, [(0, FILE_WRITE, 0, page)]).counters()["ipi_fault"] for page in (1, 0, 0)]
+    assert sent == [of_another_file, of_the_file, of_the_file]
+
+
 @pytest.mark.parametrize("rule", [2, 3], ids=["before", "after"])
 @pytest.mark.parametrize(("vma", "op", "sent"), [(SHARED_RO, LOAD, 0), (ANON_RO, LOAD, 2), (SHARED_RW, LOAD, 2), (SHARED_RW, STORE, 2)])
 def test_a_fault_pays_if_its_page_may_ever_be_written(rule: int, vma: int, op: int, sent: int) -> None:
