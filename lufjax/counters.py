@@ -16,6 +16,8 @@ SCALARS: dict[str, tuple[str, str]] = {
     "dtlb_store_misses": ("accesses", "stores that missed both TLB levels"),
     "walk_completed": ("walks", "page walks that found a usable PTE"),
     "pgrescued": ("pages", "pages taken back from the unmap batch by a fault"),
+    "pglazyfree": ("pages", "pages that MADVISE_FREE let go"),
+    "pglazyfreed": ("pages", "such pages that reclaim dropped without writing them out"),
     "alloc_fail": ("pages", "allocations that found no frame"),
     "allocstall": ("stalls", "allocations that had to reclaim directly"),
     "pgscan": ("pages", "inactive-list entries examined"),

@@ -44,6 +44,8 @@ class Op(enum.IntEnum):
     DISCHARGE = 19
     REMOTE_WRITE = 20
     TRUNCATE = 21
+    MADVISE_FREE = 22
+    EXIT = 23
 
 
 class MicroOp(enum.IntEnum):

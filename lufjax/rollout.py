@@ -19,7 +19,26 @@ from jax import Array, lax
 from lufjax import state as st
 from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
-from lufjax.phases import GROUPS, Phase, alloc, atomic, debt, fault, fetch, finish, flush, half, invalidate, mapping, micro, other, reclaim, take
+from lufjax.phases import (  # fmt: skip
+    GROUPS,
+    Phase,
+    alloc,
+    atomic,
+    debt,
+    fault,
+    fetch,
+    finish,
+    flush,
+    half,
+    invalidate,
+    lazyfree,
+    mapping,
+    micro,
+    other,
+    process,
+    reclaim,
+    take,
+)
 from lufjax.phases.draft import Draft, Target, split_writes
 from lufjax.state import MachineState
 
@@ -52,6 +71,9 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "forced": debt.forced_flush,
     "invalidate": invalidate.invalidate,
     "withdraw": invalidate.withdraw,
+    "lazyfree": lazyfree.lazyfree,
+    "mark": lazyfree.mark,
+    "process": process.process,
     "complete": other.complete,
     "release": finish.release,
 }
@@ -61,21 +83,32 @@ _OF_FAULTS = {Op.FAULT_INSTALL, Op.FAULT_FINISH}
 _OF_FILES = {Op.REMOTE_WRITE, Op.TRUNCATE}
 _OF_ALLOCATIONS = {Op.TAKE_OFF, Op.DISCHARGE}
 _HALVES = _OF_FAULTS | _OF_ALLOCATIONS
+
+_GATHERED = {Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT}
+_OF_MAPPINGS = {Op.MADVISE_FREE, Op.EXIT}
+"""Mapping calls that arrive in ``other``."""
+
 _OPTIONAL = {
-    "mapping": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
-    "edit": {Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED},
+    "mapping": {Op.MMAP, *_GATHERED},
+    "edit": {Op.MMAP, *_GATHERED},
     "fixed": {Op.MMAP},
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, *_OF_FILES},
-    "other": {Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_HALVES, *_OF_FILES, *MicroOp},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, *_OF_FILES},
+    "other": {
+        Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_HALVES, *_OF_FILES, *_OF_MAPPINGS,
+        *MicroOp,
+    },
     "half": _OF_FAULTS,
     "take": _OF_ALLOCATIONS,
     "micro": set(MicroOp),
     "atomic": {Op.ALLOC_ATOMIC},
     "invalidate": _OF_FILES,
     "withdraw": _OF_FILES,
+    "lazyfree": {Op.MADVISE_FREE},
+    "mark": {Op.MADVISE_FREE},
+    "process": {Op.EXIT},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lufjax.events import ANON, IDLE, Op, VmaFlag
-from lufjax.workloads.expand import gather_calls, mmap_calls
+from lufjax.workloads.expand import gather_calls, gather_pages, mmap_calls
 
 PROTS = {"none": VmaFlag(0), "r": VmaFlag.READ, "rw": VmaFlag.READ | VmaFlag.WRITE}
 KINDS = {
@@ -158,6 +158,18 @@ class EventList:
             self.page_vma[process, first : first + count] = -1
         return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
 
+    def _exit(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        if arguments:
+            raise ValueError(f"{' '.join(arguments)}: nothing more is allowed")
+        process = self._process(cpu)
+        mapped = np.flatnonzero(self.page_vma[process] >= 0)
+        if not mapped.size:
+            raise ValueError(f"process {process} maps nothing")
+        self.page_vma[process] = -1
+        self.loaded[cpu] = IDLE
+        rows = gather_pages(op, mapped, 0, 1)
+        return rows, [f"exit {vpn}" if code == op else f"gather_finish{' tables' if arg else ''}" for code, vpn, arg, _ in rows.tolist()]
+
     def _protect(self, process: int, first: int, count: int, prot: str) -> list[int]:
         """VMA ids after an mprotect: one new id for each VMA in the range."""
         new: dict[int, int] = {}
@@ -239,6 +251,8 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "munmap": (f"munmap {_GATHER_USAGE}", EventList._gather),
     "mprotect": (f"mprotect {_GATHER_USAGE} prot=none|r|rw", EventList._gather),
     "madvise_dontneed": (f"madvise_dontneed {_GATHER_USAGE}", EventList._gather),
+    "madvise_free": (f"madvise_free {_GATHER_USAGE}", EventList._gather),
+    "exit": ("exit", EventList._exit),
     "gather_finish": ("gather_finish [tables]", EventList._finish),
     "file_write": ("file_write F", EventList._file),
     "remote_write": ("remote_write F", EventList._file),

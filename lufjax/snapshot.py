@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lufjax import state as st
-from lufjax.events import Op
 from lufjax.params import MachineShape, TlbGeometry
 
 
@@ -61,14 +60,14 @@ def _tlb(tlb: np.ndarray, cpu_mm: np.ndarray, geometry: TlbGeometry) -> list[lis
 
 def _gather(s: st.MachineState, c: int) -> list[Any] | None:
     kind, row = int(s.cpu[c, st.GATHER_KIND]), s.gather[c].tolist()
-    if kind == Op.NOP or kind >= Op.FAULT_INSTALL:
+    if kind <= 0:
         return None
     return [kind, row[st.VS], row[st.VE], row[st.CLEARED], row[st.CS], row[st.CE], s.held[c, : row[st.NUM_HELD]].tolist()]
 
 
 def _fault(s: st.MachineState, c: int) -> list[int] | None:
     kind = int(s.cpu[c, st.GATHER_KIND])
-    return [int(s.gather[c, st.VS]), kind - Op.FAULT_INSTALL] if kind >= Op.FAULT_INSTALL else None
+    return [int(s.gather[c, st.VS]), -1 - kind] if kind < 0 else None
 
 
 def _taken(s: st.MachineState, c: int) -> list[int] | None:

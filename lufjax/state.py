@@ -19,7 +19,7 @@ from lufjax.trace import Trace
 TAG, DATA, FILLED, USED = range(4)
 TAG_SHIFT = 24
 WRITABLE, DIRTY = 2, 1
-# Columns of ``cpu``. While a fault has not returned, GATHER_KIND is FAULT_INSTALL, plus 1 if it pays at its end, and its page is in ``gather``.
+# Columns of ``cpu``. While a fault has not returned, GATHER_KIND is -1, or -2 if it pays at its end, and its page is in ``gather``.
 LOADED, LAZY, GATHER_KIND, TICKS, COVERED = range(5)
 # Columns of ``cpu_mm``: generation caught up with, and the event of the last flush (entries filled before it are gone).
 GEN_DONE, FLUSHED_AT = range(2)

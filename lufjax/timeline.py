@@ -127,7 +127,7 @@ def _page_table(row: Sequence[int], before: dict[str, Any], after: dict[str, Any
 
 def _is_named(row: Sequence[int], state: dict[str, Any], process: int, vpn: int) -> bool:
     cpu, op, named, arg, _ = row
-    if op in (Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.FAULT_INSTALL, Op.FAULT_FINISH):
+    if op in (Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.FAULT_INSTALL, Op.FAULT_FINISH):
         return named == vpn and state["loaded"][cpu] == process
     return (op == Op.RECLAIM or op in _PAGE_STEPS) and named == vpn and arg == process
 

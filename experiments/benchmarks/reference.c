@@ -32,8 +32,9 @@
 typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
-       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, NUM_OPS };
-enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8 };
+       SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, MADVISE_FREE,
+       EXIT, NUM_OPS };
+enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8, VMA_ANON = 16 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
 enum { REUSE, MAPPING, PERMISSION, LOST_STORE, OLD_VALUE, ATOMIC_FLUSH };
@@ -51,7 +52,7 @@ enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS, DEB
 
 #define SCALARS(X) \
     X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(sigbus) X(spurious_fault) X(stlb_hit) \
-    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
+    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(pglazyfree) X(pglazyfreed) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
     X(pgsteal_direct) X(pgpgout) X(nr_tlb_remote_flush) X(nr_tlb_remote_flush_received) X(nr_tlb_local_flush_all) \
     X(nr_tlb_local_flush_one) X(needless) X(ipi_reclaim) X(ipi_mapping) X(ipi_fault) X(ipi_alloc) X(deferred_unmaps) X(absorbed) \
     X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(atomic_refused) \
@@ -464,6 +465,16 @@ static inline bool is_anon(const struct machine *M, int b) { return b >= M->num_
 /* Is b a page beyond the end of its file? */
 static inline bool is_gone(const struct machine *M, int b) { return !is_anon(M, b) && !M->backing[b].on_store; }
 
+/* May the content of b be dropped instead of written out? */
+static inline bool is_lazyfree(const struct machine *M, int b) {
+    return is_anon(M, b) && M->backing[b].harvested && !M->backing[b].on_store;
+}
+
+static inline void make_lazyfree(struct machine *M, int b) {
+    M->backing[b].harvested = 1;
+    M->backing[b].on_store = 0;
+}
+
 /* A frame starts to hold backing b, version w. */
 static void move_in(struct machine *M, int f, int b, int w) {
     struct frame *frame = &M->frame[f];
@@ -649,7 +660,8 @@ static void unmap(struct machine *M, int f, int i) {
         any_writable |= M->page[slot[r]].writable;
         any_dirty |= M->page[slot[r]].dirty;
     }
-    bool is_unsaved = frame->version != M->backing[b].stored;
+    bool drops = is_lazyfree(M, b) && !any_dirty, is_unsaved = !drops && frame->version != M->backing[b].stored;
+    COUNT(pglazyfreed) += drops;
     bool deferred = is_deferred(M, i, slot, any_writable, any_dirty, is_unsaved);
     for (int r = 0; r < M->rmap_slots; r++) {
         if (slot[r] == NONE) continue;
@@ -945,6 +957,7 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
     } else {
         f = alloc_frame(M, c, m, false);
         if (f == NONE) return false;
+        if (is_lazyfree(M, b)) M->backing[b].stored = ++M->backing[b].truth;
         move_in(M, f, b, M->backing[b].stored);
         if (M->backing[b].on_store) COUNT(pgmajfault)++;
     }
@@ -1176,46 +1189,71 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
     note_cleared(gather, v);
 }
 
-/* May CPU c change the mappings of its process? `writes`: MMAP, MUNMAP, MPROTECT, which exclude an open DONTNEED elsewhere. */
+/* MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call. */
+static void let_go(struct machine *M, struct page *page, int v, struct gather *gather) {
+    if (!page->present) {
+        if (M->backing[page->backing].home == NONE) make_lazyfree(M, page->backing);
+        return;
+    }
+    hold(M, gather, page->frame);
+    if (page->accessed || page->dirty) note_cleared(gather, v);
+    if (page->dirty) page->changed = M->now;
+    page->accessed = page->dirty = 0;
+}
+
+/* Calls that hold the lock of the address space for reading; the others exclude one another and these. */
+static inline bool is_shared_kind(int op) { return op == DONTNEED || op == MADVISE_FREE; }
+
+/* May CPU c change the mappings of its process? `writes`: the call is exclusive. */
 static bool may_map(const struct machine *M, int c, bool writes) {
     const struct cpu *cpu = &M->cpu[c];
     if (cpu->lazy || cpu->fault_vpn != NONE) return false;
     const struct process *mm = &M->process[cpu->loaded];
-    int own_excl = cpu->gather.kind == MUNMAP || cpu->gather.kind == MPROTECT, own_shared = cpu->gather.kind == DONTNEED;
+    int own_shared = is_shared_kind(cpu->gather.kind), own_excl = cpu->gather.kind && !own_shared;
     if (mm->excl - own_excl > 0) return false;
     return !writes || mm->gathers - mm->excl - own_shared == 0;
 }
 
+static bool runs_elsewhere(const struct machine *M, int c, int m) {
+    for (int k = 0; k < M->shape->num_cpus; k++)
+        if (k != c && M->cpu[k].loaded == m && !M->cpu[k].lazy) return true;
+    return false;
+}
+
 static bool page_event(struct machine *M, int c, int op, int v, int arg) {
     struct gather *gather = &M->cpu[c].gather;
-    if (!may_map(M, c, op != DONTNEED) || (gather->kind && gather->kind != op)) return false;
+    if (!may_map(M, c, !is_shared_kind(op)) || (gather->kind && gather->kind != op)) return false;
     int m = M->cpu[c].loaded;
+    if (op == EXIT && runs_elsewhere(M, c, m)) return false;
     struct page *page = &M->page[m * M->num_vpns + v];
     bool is_new = !gather->kind;
     if (is_new) {
         gather->kind = op;
         gather->cleared = gather->cs = gather->ce = gather->num_held = 0;
         M->process[m].gathers++;
-        if (op != DONTNEED) M->process[m].excl++;
+        if (!is_shared_kind(op)) M->process[m].excl++;
     }
     widen(&gather->vs, &gather->ve, v, is_new);
     if (gather->ve - gather->vs > M->shape->gather_slots) {
         M->fault |= GATHER_FULL;
         return true;
     }
-    if (page->vma == NONE) return true;
+    if (page->vma == NONE || (op == MADVISE_FREE && !(M->vma[page->vma] & VMA_ANON))) return true;
     debt_rule(M, c, m, v, gather);
-    bool was_present = page->present, was_writable = page->writable;
-    if (op == MUNMAP) {
+    struct page before = *page;
+    if (op == MUNMAP || op == EXIT) {
         zap(M, m, v, gather);
         page->vma = NONE;
         page->backing = NONE;
+    } else if (op == MADVISE_FREE) {
+        let_go(M, page, v, gather);
     } else if (op == DONTNEED) {
         unmap_dontneed(M, m, v, gather);
     } else {
         change_protection(M, m, v, arg, gather);
     }
-    if (M->lane->gather_flush == GATHER_PAGE && (page->present != was_present || page->writable != was_writable))
+    if (M->lane->gather_flush == GATHER_PAGE && (page->present != before.present || page->writable != before.writable ||
+                                                 page->accessed != before.accessed || page->dirty != before.dirty))
         flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
     return true;
 }
@@ -1260,8 +1298,21 @@ static void quarantine_gather(struct machine *M, int c, int m, struct range rang
     mark_range(M, m, gather);
 }
 
+/* At the return of a MADVISE_FREE: unless something was stored, or the page went, since its page event. */
+static void mark_lazyfree(struct machine *M, int f) {
+    const int32_t *slot = M->rmap + (size_t)f * M->rmap_slots;
+    if (M->frame[f].state != USED) return;
+    for (int r = 0; r < M->rmap_slots; r++)
+        if (slot[r] != NONE && M->page[slot[r]].dirty) return;
+    make_lazyfree(M, M->frame[f].homed);
+    COUNT(pglazyfree)++;
+}
+
 static void free_held(struct machine *M, int c, struct gather *gather) {
-    for (int k = 0; k < gather->num_held; k++) put_frame(M, gather->held[k], c);
+    for (int k = 0; k < gather->num_held; k++) {
+        if (gather->kind == MADVISE_FREE) mark_lazyfree(M, gather->held[k]);
+        put_frame(M, gather->held[k], c);
+    }
     gather->num_held = 0;
 }
 
@@ -1270,7 +1321,7 @@ static void finish_flush(struct machine *M, int c, int m, struct gather *gather,
     bool always = M->lane->munmap_debt_rule == DEBT_ALWAYS;
     int rule = M->lane->gather_flush;
     if (!gather->cleared && !arg && !nested && !always) return;
-    struct range range = nested || always || !gather->cleared ? ALL : (struct range){ gather->cs, gather->ce, false };
+    struct range range = nested || always || !gather->cleared || gather->kind == EXIT ? ALL : (struct range){ gather->cs, gather->ce, false };
     if (rule == GATHER_NONE || (rule == GATHER_PAGE && !arg && !always)) return;
     if (may_defer && rule == GATHER_OWNER && !arg) {
         if (gather->cleared) owe_gather(M, m, gather);
@@ -1289,17 +1340,23 @@ static bool gather_finish(struct machine *M, int c, bool arg) {
     if (!gather->kind) return false;
     int m = M->cpu[c].loaded;
     struct process *mm = &M->process[m];
-    bool is_protect = gather->kind == MPROTECT;
-    finish_flush(M, c, m, gather, arg, mm->gathers > 1, !is_protect);
+    int kind = gather->kind;
+    bool is_protect = kind == MPROTECT;
+    finish_flush(M, c, m, gather, arg, mm->gathers > 1, kind == MUNMAP || kind == DONTNEED);
     free_held(M, c, gather);
-    for (int v = gather->vs; v < gather->ve; v++) {
+    for (int v = gather->vs; kind != MADVISE_FREE && v < gather->ve; v++) {
         struct page *page = &M->page[m * M->num_vpns + v];
         advance_promise(M, page, !is_protect);
         if (!is_protect) page->epoch = M->now;
     }
     mm->gathers--;
-    if (gather->kind != DONTNEED) mm->excl--;
+    if (!is_shared_kind(kind)) mm->excl--;
     gather->kind = 0;
+    if (kind == EXIT && arg) {
+        mm->cpumask &= ~bit(c);
+        M->cpu[c].loaded = NONE;
+        M->cpu[c].lazy = 1;
+    }
     COUNT(nr_gathers)++;
     return true;
 }
@@ -1479,7 +1536,9 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case MMAP: return map_page(M, c, v, arg, repeat);
     case MUNMAP:
     case MPROTECT:
-    case DONTNEED: return page_event(M, c, op, v, arg);
+    case DONTNEED:
+    case MADVISE_FREE:
+    case EXIT: return page_event(M, c, op, v, arg);
     case GATHER_FINISH: return gather_finish(M, c, arg != 0);
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
@@ -1845,7 +1904,9 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case MUNMAP:
     case FAULT_INSTALL:
     case FAULT_FINISH:
-    case DONTNEED: return has_page;
+    case DONTNEED:
+    case MADVISE_FREE:
+    case EXIT: return has_page;
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
     case FILE_WRITE:

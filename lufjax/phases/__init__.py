@@ -86,6 +86,10 @@ class Phase(enum.IntEnum):
     WITHDRAW_SETTLE = 76
     WITHDRAW_PUT = 77
     INVALIDATE_PAID = 78
+    LAZYFREE = 79  # madvise_free_pte_range
+    LAZYFREE_MARK = 80  # folio_mark_lazyfree
+    EXIT = 81  # exit_mmap, of one page
+    LEAVE = 82  # the process has ended
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -120,6 +124,9 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "forced": (Phase.FORCED_FLUSH,),
     "invalidate": (Phase.INVALIDATE, Phase.INVALIDATE_PAID, Phase.INVALIDATE_LOOK, Phase.INVALIDATE_SCAN),
     "withdraw": (Phase.WITHDRAW, Phase.WITHDRAW_FLAG, Phase.WITHDRAW_ZAP, Phase.WITHDRAW_SETTLE, Phase.WITHDRAW_PUT),
+    "lazyfree": (Phase.LAZYFREE,),
+    "mark": (Phase.LAZYFREE_MARK,),
+    "process": (Phase.EXIT, Phase.LEAVE),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),
 }  # fmt: skip

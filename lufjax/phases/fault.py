@@ -129,7 +129,9 @@ def hook(m: Draft, enabled: Array) -> None:
 
 def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, resident: Array) -> None:
     """The frame joins the inactive list: read in just now, or taken back from the unmap batch."""
-    _, stored, home = m.get("backing", backing)
+    truth, stored, home = m.get("backing", backing)
+    is_gone = (backing >= m.shape.num_file_pages) & ((home & 3) == 2)
+    truth, stored = truth + is_gone.astype(jnp.int32), jnp.where(is_gone, truth + 1, stored)
     rescued = resident & (row[st.STATE] == st.IN_BATCH)
     m.count("pgmajfault", reads & ((home & 1) != 0))
     m.count("pgrescued", rescued)
@@ -137,7 +139,7 @@ def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, re
     new = jnp.where(reads, jnp.stack([backing, stored, backing]), kept)
     used = jnp.full((1,), st.USED_STATE, jnp.int32)
     m.put("frame", (frame, slice(st.STATE, st.PAGE_OF + 1)), jnp.concatenate([used, new]), reads | rescued)
-    m.put("backing", (backing, st.HOME), frame * 4 + (home & 1), reads)
+    m.put("backing", backing, jnp.stack([truth, stored, frame * 4 + (home & 1)]), reads)
     frames.lru_append(m, frame, reads | rescued)
 
 

@@ -12,7 +12,7 @@ from lufjax.phases import Phase
 from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
 from lufjax.phases.flush import LOCAL
-from lufjax.phases.mapping import GATHER_NOW, GATHER_OWNER, GATHER_PAGE, GATHER_TICKS, RULE_ALWAYS
+from lufjax.phases.mapping import GATHER_NOW, GATHER_OWNER, GATHER_PAGE, GATHER_TICKS, RULE_ALWAYS, locks_for_reading
 
 AT_ONCE, BY_OWNER, BY_TICKS = range(3)
 """What becomes of the held frames (``fin_mode``): freed; freed with a debt; quarantined."""
@@ -23,7 +23,7 @@ def finish(m: Draft, enabled: Array) -> None:
     code = m.r.phase
     kind = m.cpu_row[st.GATHER_KIND]
     begin = enabled & (code == Phase.FINISH)
-    is_open = (kind != 0) & (kind < Op.FAULT_INSTALL)
+    is_open = kind > 0
     m.disabled(begin & ~is_open)
     gather = m.get("gather", m.c)
     cpumask_of_mm = m.get("cpumask", m.m)
@@ -32,26 +32,30 @@ def finish(m: Draft, enabled: Array) -> None:
     # Held frames, one at a time.
     frees = (begin & is_open & ~flushes) | (enabled & (code == Phase.FINISH_HELD))
     has_held = frees & (m.r.loop < gather[st.NUM_HELD])
-    _free_held(m, m.get("held", m.c, m.r.loop), cpumask_of_mm, has_held)
+    marks = has_held & (kind == Op.MADVISE_FREE)
+    m.goto(Phase.LAZYFREE_MARK, marks)
+    puts = has_held & ~marks
+    _free_held(m, m.get("held", m.c, m.r.loop), cpumask_of_mm, puts)
     over = frees & ~has_held
     m.put("mm", (m.m, st.VA_DEBT), 1, over & (m.r.fin_mode != AT_ONCE))
-    m.put_regs(has_held, loop=m.r.loop + 1)
+    m.put_regs(puts, loop=m.r.loop + 1)
     m.put_regs(over, loop=0)
 
     # Pages, one at a time; then the gather is closed.
     promises = over | (enabled & (code == Phase.FINISH_PROMISE))
     vpn = gather[st.VS] + m.r.loop
-    _promise(m, vpn, kind, gather, promises)
+    _promise(m, vpn, kind, gather, promises & (kind != Op.MADVISE_FREE))
     m.put_regs(promises, loop=m.r.loop + 1)
     m.goto(Phase.FINISH_PROMISE, promises)
     closes = promises & (vpn + 1 >= gather[st.VE])
-    is_excl = kind != Op.MADVISE_DONTNEED
     m.add("mm", (m.m, st.GATHERS), -1, closes)
-    m.add("mm", (m.m, st.EXCL), -1, closes & is_excl)
+    m.add("mm", (m.m, st.EXCL), -1, closes & ~locks_for_reading(kind))
     m.put("cpu", (m.c, st.GATHER_KIND), 0, closes)
     m.put("gather", m.c, jnp.zeros((6,), jnp.int32), closes)
     m.count("nr_gathers", closes)
-    m.complete(closes)
+    ends = (kind == Op.EXIT) & (m.arg == 1)
+    m.complete(closes & ~ends)
+    m.goto(Phase.LEAVE, closes & ends)
 
 
 def _flush(m: Draft, enabled: Array, kind: Array, gather: Array, mask: Array) -> Array:
@@ -61,19 +65,19 @@ def _flush(m: Draft, enabled: Array, kind: Array, gather: Array, mask: Array) ->
     always = rules.munmap_debt_rule == RULE_ALWAYS
     nested = row[st.GATHERS] > 1
     need = enabled & (cleared | tables | always | nested)
-    lazy_kind = (kind != Op.MPROTECT) & cleared & ~tables
+    may_wait = (kind == Op.MUNMAP) | (kind == Op.MADVISE_DONTNEED)
+    lazy_kind = may_wait & cleared & ~tables
     fits = m.r.q_count + gather[st.NUM_HELD] <= rules.quarantine_slots
     flush = rules.gather_flush
     by_owner = need & (flush == GATHER_OWNER) & lazy_kind
     by_ticks = need & (flush == GATHER_TICKS) & lazy_kind & fits
-    is_protect = kind == Op.MPROTECT
     at_once = need & (
         (flush == GATHER_NOW)
         | ((flush == GATHER_PAGE) & (tables | always))
-        | ((flush == GATHER_OWNER) & (tables | is_protect))
+        | ((flush == GATHER_OWNER) & (tables | ~may_wait))
         | ((flush == GATHER_TICKS) & ~by_ticks)
     )
-    whole = nested | always | ~cleared
+    whole = nested | always | ~cleared | (kind == Op.EXIT)
     m.put_regs(enabled, loop=0, fin_mode=jnp.where(by_owner, BY_OWNER, jnp.where(by_ticks, BY_TICKS, AT_ONCE)))
     m.flush_mm(
         at_once | by_ticks, Phase.FINISH_HELD, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=jnp.where(whole, 0, gather[st.CS]),

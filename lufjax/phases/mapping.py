@@ -26,9 +26,11 @@ def mapping(m: Draft, enabled: Array) -> None:
 
     is_mmap = m.op == Op.MMAP
     pte, vma, row = m.get("pte", m.pid), m.get("page", m.pid, st.VMA), m.get("mm", m.m)
+    flags = m.get("vma", jnp.maximum(vma, 0))
+    is_visited = (vma >= 0) & ((m.op != Op.MADVISE_FREE) | ((flags & VmaFlag.ANON) != 0))
     is_mapped, has_marker = vma >= 0, (pte & st.PTE_MARKER) != 0
     old_flag = m.get("vma_flag", jnp.maximum(vma, 0)) == 1
-    opened = _enter(m, at(Phase.MAPPING), row, is_mapped)
+    opened = _enter(m, at(Phase.MAPPING), row, is_visited)
     hooked = _mmap_hook(m, opened & is_mmap)
 
     va = (opened & is_mmap & ~hooked) | at(Phase.MAPPING_VA)
@@ -52,27 +54,27 @@ def mapping(m: Draft, enabled: Array) -> None:
     has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & old_flag
     m.put("vma_flag", jnp.maximum(vma, 0), 0, has_flag)
     hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
-    m.goto(Phase.MAPPING_EDIT, flag & ~has_flag)
-    m.forced_flush(hook, Phase.MAPPING_EDIT, Payer.MAPPING, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
-    m.flush_mm(has_flag, Phase.MAPPING_EDIT, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
+    edits = jnp.where(m.op == Op.MADVISE_FREE, Phase.LAZYFREE, Phase.MAPPING_EDIT)
+    m.goto(edits, flag & ~has_flag)
+    m.forced_flush(hook, edits, Payer.MAPPING, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
+    m.flush_mm(has_flag, edits, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
 
 
-def _enter(m: Draft, enabled: Array, row: Array, is_mapped: Array) -> Array:
-    """Locks; open or join the gather. Returns where the event goes on (a page without VMA only widens the gather)."""
+def _enter(m: Draft, enabled: Array, row: Array, is_visited: Array) -> Array:
+    """Locks; open or join the gather. Returns where the event goes on (a page that is not visited only widens the gather)."""
     kind = m.cpu_row[st.GATHER_KIND]
-    is_mmap, is_dontneed = m.op == Op.MMAP, m.op == Op.MADVISE_DONTNEED
-    own_excl = ((kind == Op.MUNMAP) | (kind == Op.MPROTECT)).astype(jnp.int32)
-    other_excl = row[st.EXCL] - own_excl
-    other_dontneed = row[st.GATHERS] - (kind != 0).astype(jnp.int32) - other_excl
+    is_mmap, reads = m.op == Op.MMAP, locks_for_reading(m.op)
+    other_excl = row[st.EXCL] - ((kind > 0) & ~locks_for_reading(kind)).astype(jnp.int32)
+    other_shared = row[st.GATHERS] - row[st.EXCL] - locks_for_reading(kind).astype(jnp.int32)
     fits = jnp.where(is_mmap, kind == 0, (kind == 0) | (kind == m.op))
-    allowed = (m.cpu_row[st.LAZY] == 0) & (other_excl == 0) & fits & (is_dontneed | (other_dontneed == 0))
+    allowed = (m.cpu_row[st.LAZY] == 0) & (other_excl == 0) & fits & (reads | (other_shared == 0))
     m.disabled(enabled & ~allowed)
     todo = enabled & allowed
 
     joins = todo & ~is_mmap
     opens = joins & (kind == 0)
     m.put("cpu", (m.c, st.GATHER_KIND), m.op, opens)
-    m.add("mm", (m.m, slice(st.GATHERS, st.EXCL + 1)), jnp.stack([jnp.int32(1), (~is_dontneed).astype(jnp.int32)]), opens)
+    m.add("mm", (m.m, slice(st.GATHERS, st.EXCL + 1)), jnp.stack([jnp.int32(1), (~reads).astype(jnp.int32)]), opens)
     gather = m.get("gather", m.c)
     start = jnp.where(opens, m.v, jnp.minimum(gather[st.VS], m.v))
     end = jnp.where(opens, m.v + 1, jnp.maximum(gather[st.VE], m.v + 1))
@@ -81,8 +83,13 @@ def _enter(m: Draft, enabled: Array, row: Array, is_mapped: Array) -> Array:
     one_page = jnp.concatenate([jnp.stack([m.v, m.v + 1]), jnp.zeros((4,), jnp.int32)])
     m.put("gather", m.c, jnp.where(is_mmap, one_page, joined), todo)
     m.fault(Fault.GATHER_FULL, joins & (end - start > m.shape.gather_slots))
-    m.complete(joins & ~is_mapped)
-    return todo & (is_mmap | is_mapped)
+    m.complete(joins & ~is_visited)
+    return todo & (is_mmap | is_visited)
+
+
+def locks_for_reading(op: Array) -> Array:
+    """Calls that other CPUs may run at the same time; the others exclude one another and these."""
+    return (op == Op.MADVISE_DONTNEED) | (op == Op.MADVISE_FREE)
 
 
 def _mmap_hook(m: Draft, enabled: Array) -> Array:
@@ -119,24 +126,26 @@ def edit(m: Draft, enabled: Array) -> None:
     held_file = (takes & ~is_anon & present) | (todo & is_protect & cleared)
     frames.lru_take(m, jnp.maximum(home, 0), held_anon, rotates=jnp.bool_(False))
     m.put("frame", (home, st.STATE), st.HELD, held_anon)
-    slot, holds, held = gather[st.NUM_HELD], held_anon | held_file, jnp.where(held_anon, home, frame)
+    holds, held = held_anon | held_file, jnp.where(held_anon, home, frame)
     m.add("frame", (held, st.REFS), 1, holds)
-    m.fault(Fault.GATHER_FULL, holds & (slot >= m.shape.gather_slots))
-    m.put("held", (m.c, slot), held, holds)
+    collect(m, gather, held, holds, todo & (changed | marked))
     _new_mapping(m, page, packed, todo, loses_home, cleared | protected)
-
-    # What the gather will have to flush.
-    widens = todo & (changed | marked)
-    was = gather[st.CLEARED] == 1
-    start = jnp.where(was, jnp.minimum(gather[st.CS], m.v), m.v)
-    end = jnp.where(was, jnp.maximum(gather[st.CE], m.v + 1), m.v + 1)
-    span = jnp.where(widens, jnp.stack([jnp.ones_like(start), start, end]), gather[st.CLEARED : st.CE + 1])
-    m.put("gather", (m.c, slice(st.CLEARED, st.NUM_HELD + 1)), jnp.concatenate([span, (slot + holds.astype(jnp.int32))[None]]), widens | holds)
     flushes = todo & changed & (m.rules.gather_flush == GATHER_PAGE)
     done = (todo & ~flushes) | after_flush
     m.complete(done & ~is_mmap)
     m.goto(Phase.FIXED_FINISH, done & is_mmap)
     m.flush_mm(flushes, Phase.MAPPING_FIXED, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=m.v, end=m.v + 1)
+
+
+def collect(m: Draft, gather: Array, held: Array, holds: Array, widens: Array) -> None:
+    """The gather of this CPU keeps a frame until its flush, and will have to flush this page."""
+    slot, was = gather[st.NUM_HELD], gather[st.CLEARED] == 1
+    m.fault(Fault.GATHER_FULL, holds & (slot >= m.shape.gather_slots))
+    m.put("held", (m.c, slot), held, holds)
+    start = jnp.where(was, jnp.minimum(gather[st.CS], m.v), m.v)
+    end = jnp.where(was, jnp.maximum(gather[st.CE], m.v + 1), m.v + 1)
+    span = jnp.where(widens, jnp.stack([jnp.ones_like(start), start, end]), gather[st.CLEARED : st.CE + 1])
+    m.put("gather", (m.c, slice(st.CLEARED, st.NUM_HELD + 1)), jnp.concatenate([span, (slot + holds.astype(jnp.int32))[None]]), widens | holds)
 
 
 def _edited(m: Draft, pte: Array, page: Array, is_protect: Array) -> tuple[Array, Array, Array, Array]:
@@ -165,7 +174,8 @@ def _new_mapping(m: Draft, page: Array, packed: Array, enabled: Array, loses_hom
     m.put("backing", (backing, st.HOME), (packed & 3) - 4, loses_home)
     is_promised = ((page[st.PROMISE] & 1) != 0) & (page[st.PROMISE] >> 2 == backing)
     frames.release_anon(m, backing, is_anon & ~is_promised)
-    vma = jnp.where(m.op == Op.MPROTECT, m.arg, jnp.where(m.op == Op.MUNMAP, -1, page[st.VMA]))
+    unmaps = (m.op == Op.MUNMAP) | (m.op == Op.EXIT)
+    vma = jnp.where(m.op == Op.MPROTECT, m.arg, jnp.where(unmaps, -1, page[st.VMA]))
     new_backing = jnp.where(reverts, parent, jnp.where(fresh, taken, backing))
     changed = jnp.where(lost, m.now, page[st.CHANGED])
     granted = (m.op == Op.MPROTECT) & ((page[st.PROMISE] & 1) != 0) & ((m.get("vma", m.arg) & VmaFlag.WRITE) != 0)

@@ -73,6 +73,8 @@ def other(m: Draft, enabled: Array) -> None:
     resident = packed >> 2
     _reclaim(m, begin & (m.op == Op.RECLAIM))
     m.goto(Phase.INVALIDATE, begin & ((m.op == Op.REMOTE_WRITE) | (m.op == Op.TRUNCATE)))
+    m.goto(Phase.MAPPING, begin & (m.op == Op.MADVISE_FREE))
+    m.goto(Phase.EXIT, begin & (m.op == Op.EXIT))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
     m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))
     m.goto(Phase.TAKE, begin & ((m.op == Op.TAKE_OFF) | (m.op == Op.DISCHARGE)))

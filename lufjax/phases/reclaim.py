@@ -66,7 +66,9 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     any_dirty = (is_site & ((ptes & st.PTE_DIRTY) != 0)).any()
     backing, version = row[st.PAGE_OF], row[st.VERSION]
     _, stored, home = m.get("backing", backing)
-    is_dirty = any_dirty | (version != stored)
+    drops = (backing >= m.shape.num_file_pages) & ((home & 3) == 2) & ~any_dirty
+    m.count("pglazyfreed", enabled & drops)
+    is_dirty = any_dirty | ((version != stored) & ~drops)
 
     masks = m.get("cpumask", mms)
     others = ~cpumask.is_empty(masks & ~cpumask.single(m.r.rc_cpu, m.words))

@@ -13,7 +13,9 @@ import numpy as np
 from lufjax.events import ANON, EVENT_FIELDS, FIRST_PAGE, IDLE, Op, VmaFlag
 from lufjax.trace import Trace
 
-_GATHERED = (Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED)
+_SHARED = (Op.MADVISE_DONTNEED, Op.MADVISE_FREE)
+_EXCLUSIVE = (Op.MUNMAP, Op.MPROTECT, Op.EXIT)
+_GATHERED = (*_EXCLUSIVE, *_SHARED)
 _HALVES = (Op.FAULT_INSTALL, Op.FAULT_FINISH, Op.TAKE_OFF, Op.DISCHARGE)
 _MAX_ANON = 1 << 40
 
@@ -148,9 +150,10 @@ class _Walk:
         if self.lazy[cpu]:
             self.fail(row, "cpu", "mapping call on an idle CPU")
         process, gather = self.loaded[cpu], self.gather[cpu]
-        exclusive = (Op.MUNMAP, Op.MPROTECT)
-        if self.locked(process, cpu, exclusive if op == Op.MADVISE_DONTNEED else _GATHERED):
+        if self.locked(process, cpu, _EXCLUSIVE if op in _SHARED else _GATHERED):
             self.fail(row, "cpu", f"process {process} is locked by another CPU")
+        if op == Op.EXIT and any(self.loaded[c] == process and not self.lazy[c] for c in range(len(self.lazy)) if c != cpu):
+            self.fail(row, "cpu", f"process {process} still runs on another CPU")
         if gather is None:
             gather = self.gather[cpu] = (op, process, set())
         if gather[0] != op:
@@ -161,7 +164,7 @@ class _Walk:
         vma = self.vma[process][vpn]
         if vma < 0:
             return
-        if op == Op.MUNMAP:
+        if op in (Op.MUNMAP, Op.EXIT):
             self.detach(process, vpn)
         elif op == Op.MPROTECT:
             if not 0 <= arg < len(self.flags):
@@ -169,7 +172,7 @@ class _Walk:
             self.pages_of_vma[vma] -= 1
             self.pages_of_vma[arg] += 1
             self.vma[process][vpn] = arg
-        else:
+        elif op == Op.MADVISE_DONTNEED:
             self.dontneed(process, vpn)
 
     def detach(self, process: int, vpn: int) -> None:
@@ -230,12 +233,14 @@ class _Walk:
         if arg not in (0, 1):
             self.fail(row, "arg", "allowed are 0, and 1 if page tables are freed")
         op, process, pages = gather
-        for vpn in pages if op != Op.MPROTECT else ():
+        for vpn in pages if op not in (Op.MPROTECT, Op.MADVISE_FREE) else ():
             promise, is_mapped = self.promise[process][vpn], self.vma[process][vpn] >= 0
             if promise is not None and promise >= _MAX_ANON and (not is_mapped or promise != self.backing[process][vpn]):
                 self.anon_in_use -= 1
             self.promise[process][vpn] = self.backing[process][vpn] if is_mapped else None
         self.gather[cpu] = None
+        if op == Op.EXIT and arg:
+            self.loaded[cpu], self.lazy[cpu] = IDLE, True
 
     def switch(self, row: int, cpu: int, arg: int) -> None:
         if self.gather[cpu] is not None:

@@ -13,7 +13,8 @@ from tests.oracle.generate_events import FIRST_PAGE, WEIGHTS
 from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
- TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE) = range(1, 22)  # fmt: skip
+ TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
+ MADVISE_FREE, EXIT) = range(1, 24)  # fmt: skip
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -122,7 +123,7 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         alike = [a for a, (kind, _) in enumerate(VMA_KINDS) if vma is None or kind == VMA_KINDS[vma][0]]
         arg = alike[wish.pick % len(alike)]
     elif op == FINISH:
-        arg = int(wish.repeat == 3)
+        arg = int(wish.repeat == 3 or (cpu.gather is not None and cpu.gather.op == EXIT))
     elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = wish.pick % sizes["num_file_pages"]
     elif op in (RECLAIM, SWITCH):

@@ -106,6 +106,9 @@ def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool
         f = allocation.alloc(s, n, c)
         if f is None:
             return False
+        if s.is_lazyfree(b):
+            backing.truth += 1
+            backing.stored = backing.truth
         frames.make_home(s, f, b, backing.stored)
         if backing.on_store:
             n.bump("pgmajfault")

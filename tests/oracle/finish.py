@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from . import anonymous, flush, frames
 from .counting import Counts
-from .state import HELD, QUARANTINE, Gather, State
+from .state import HELD, QUARANTINE, USED, Gather, State
 
-MPROTECT = 5
+MPROTECT, MADVISE_FREE, EXIT = 5, 22, 23
 NONE, NOW, PAGE, OWNER, TICKS = range(5)
 ALWAYS = 4
 
@@ -21,8 +21,11 @@ def gather_finish(s: State, n: Counts, c: int, frees_tables: bool) -> bool:
     for v in range(gather.vs, gather.ve):
         advance(s, m, v, gather.op)
     process.gathers -= 1
-    process.excl -= gather.op != 6
+    process.excl -= gather.op not in (6, MADVISE_FREE)
     s.cpus[c].gather = None
+    if gather.op == EXIT and frees_tables:
+        process.cpumask.discard(c)
+        s.cpus[c].loaded, s.cpus[c].lazy = None, True
     n.bump("nr_gathers")
     return True
 
@@ -31,7 +34,17 @@ def settle(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bo
     """The flush and the frees of a call; MMAP over a mapping and file events (``at_once``) defer nothing."""
     if not _flush(s, n, c, m, gather, frees_tables, nested, at_once):
         for f in gather.held:
+            if gather.op == MADVISE_FREE:
+                _mark_lazyfree(s, n, f)
             frames.put(s, n, f, c)
+
+
+def _mark_lazyfree(s: State, n: Counts, f: int) -> None:
+    """Unless something was stored or the page went since its page event."""
+    frame = s.frames[f]
+    if frame.state == USED and not any(s.page(m, v).dirty for m, v in frame.mappings()):
+        s.backings[frame.page].harvested, s.backings[frame.page].on_store = True, False
+        n.bump("pglazyfree")
 
 
 def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bool, nested: bool, at_once: bool) -> bool:
@@ -39,9 +52,9 @@ def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bo
     always = s.policy["munmap_debt_rule"] == ALWAYS
     if not (gather.cleared or frees_tables or nested or always):
         return False
-    pages = None if nested or always or not gather.cleared else (gather.cs, gather.ce)
+    pages = None if nested or always or not gather.cleared or gather.op == EXIT else (gather.cs, gather.ce)
     rule = s.policy["gather_flush"]
-    if rule in (OWNER, TICKS) and (at_once or gather.op == MPROTECT or frees_tables):
+    if rule in (OWNER, TICKS) and (at_once or gather.op in (MPROTECT, MADVISE_FREE, EXIT) or frees_tables):
         rule = NOW
     if rule == PAGE and (frees_tables or always):
         rule = NOW
@@ -89,6 +102,8 @@ def _mark(s: State, m: int, gather: Gather) -> None:
 
 def advance(s: State, m: int, v: int, op: int) -> None:
     """From now on the process may rely on the mapping as it is."""
+    if op == MADVISE_FREE:
+        return
     page = s.page(m, v)
     old = page.promise.backing
     page.promise = s.mapping_of(page)

@@ -6,13 +6,16 @@ import random
 from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
- SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE) = range(22)  # fmt: skip
+ SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
+ MADVISE_FREE, EXIT) = range(24)  # fmt: skip
+SHARED_KINDS = (DONTNEED, MADVISE_FREE)
+GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT)
 READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
-    NOP: 1, LOAD: 24, STORE: 16, MMAP: 5, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
+    NOP: 1, LOAD: 24, STORE: 16, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
     RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
-    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2,
+    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 6, EXIT: 2,
 }  # fmt: skip
 """How often each operation is drawn."""
 
@@ -40,7 +43,9 @@ class _Tracker:
         if self.lazy[cpu] or self.gather[cpu] not in (None, op):
             return False
         others = [g for c, g in enumerate(self.gather) if c != cpu and g is not None and self.loaded[c] == self.loaded[cpu]]
-        return not [g for g in others if g != DONTNEED or op != DONTNEED]
+        if op == EXIT and [c for c, m in enumerate(self.loaded) if c != cpu and m == self.loaded[cpu] and not self.lazy[c]]:
+            return False
+        return not [g for g in others if g not in SHARED_KINDS or op not in SHARED_KINDS]
 
 
 def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, Any], n: int) -> list[list[int]]:
@@ -55,7 +60,7 @@ def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, An
         cpu, op = rng.randrange(sizes["num_cpus"]), rng.choices(ops, weights)[0]
         if tracker.gather[cpu] is not None and rng.random() < 0.5:
             op = rng.choices((FINISH, tracker.gather[cpu]), (3, 2))[0]
-        if tracker.fault[cpu] is not None and (op in (MMAP, MUNMAP, MPROTECT, DONTNEED, SWITCH) or rng.random() < 0.5):
+        if tracker.fault[cpu] is not None and (op in (MMAP, SWITCH, *GATHERED) or rng.random() < 0.5):
             op = FAULT_FINISH
         vpn = focus if rng.random() < 0.5 else rng.randrange(sizes["num_vpns"])
         if rng.random() < 0.92 and not _enabled(tracker, cpu, op):
@@ -73,7 +78,7 @@ def _enabled(t: _Tracker, cpu: int, op: int) -> bool:
         return t.has_taken[cpu] == (op == DISCHARGE)
     if op == MMAP:
         return t.gather[cpu] is None and t.may_map(cpu, MMAP)
-    if op in (MUNMAP, MPROTECT, DONTNEED):
+    if op in GATHERED:
         return t.may_map(cpu, op)
     if op == FINISH:
         return t.gather[cpu] is not None
@@ -98,11 +103,14 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         arg = rng.choice(alike)
         if enabled and vma >= 0:
             t.vma[m][vpn] = arg
-    elif op == MUNMAP and enabled:
+    elif op in (MUNMAP, EXIT) and enabled:
         t.vma[m][vpn] = -1
     elif op == FINISH:
-        arg = int(rng.random() < 0.15)
+        is_exit = t.gather[cpu] == EXIT
+        arg = int(rng.random() < (0.7 if is_exit else 0.15))
         t.gather[cpu] = None
+        if is_exit and arg:
+            t.lazy[cpu], t.loaded[cpu] = True, -1
     elif op in (TAKE_OFF, DISCHARGE):
         t.has_taken[cpu] = op == TAKE_OFF
     elif op == FAULT_INSTALL:
@@ -113,6 +121,9 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     elif op == FAULT_FINISH and enabled:
         vpn = vpn if rng.random() < 0.1 else t.fault[cpu]
         t.fault[cpu] = None if vpn == t.fault[cpu] else t.fault[cpu]
+    elif op == MADVISE_FREE:
+        anon = [v for v, vma in enumerate(t.vma[m]) if m >= 0 and vma >= 0 and t.flags[vma] & ANON]
+        vpn = rng.choice(anon) if anon and rng.random() < 0.8 else vpn
     elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = rng.randrange(sizes["num_file_pages"])
     elif op == RECLAIM:
@@ -122,6 +133,6 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         if enabled:
             t.lazy[cpu] = arg < 0
             t.loaded[cpu] = m if arg < 0 else arg
-    if op in (MUNMAP, MPROTECT, DONTNEED) and enabled:
+    if op in GATHERED and enabled:
         t.gather[cpu] = op
     return [cpu, op, vpn, arg, repeat]

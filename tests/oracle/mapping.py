@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from . import allocation, anonymous, finish, flush, frames
 from .counting import Counts
-from .state import HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
+from .state import ANON, HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
 
 MMAP, MUNMAP, MPROTECT, DONTNEED = 3, 4, 5, 6
-EXCLUSIVE = (MUNMAP, MPROTECT)
+MADVISE_FREE, EXIT = 22, 23
+SHARED_KINDS = (DONTNEED, MADVISE_FREE)
 VMA_FLAG, PTE_MARKER, GATHER_HOOK = 1, 2, 5
 FLUSH_PAGE = 2
 
@@ -19,32 +20,36 @@ def _may_map(s: State, c: int, op: int) -> bool:
         return False
     own = cpu.gather is not None
     process = s.processes[cpu.loaded]
-    if process.excl - (1 if own and op in EXCLUSIVE else 0) > 0:
+    if process.excl - (1 if own and op not in SHARED_KINDS else 0) > 0:
         return False
-    shared = process.gathers - process.excl - (1 if own and op == DONTNEED else 0)
-    return op == DONTNEED or shared == 0
+    if op == EXIT and any(other.loaded == cpu.loaded and not other.lazy for other in s.cpus if other is not cpu):
+        return False
+    shared = process.gathers - process.excl - (1 if own and op in SHARED_KINDS else 0)
+    return op in SHARED_KINDS or shared == 0
 
 
 def page_event(s: State, n: Counts, c: int, op: int, v: int, new_vma: int) -> bool:
-    """MUNMAP, MPROTECT or DONTNEED of one page. False if it is not enabled."""
+    """One page of a gathered call. False if it is not enabled."""
     if not _may_map(s, c, op):
         return False
     m = s.cpus[c].loaded
     page = s.page(m, v)
     gather = _open(s, c, op, v)
-    if page.vma is None:
+    if page.vma is None or (op == MADVISE_FREE and not s.flags(page) & ANON):
         return True
     _debt_rule(s, n, c, m, v, gather)
-    before = (page.present, page.writable)
+    before = (page.present, page.writable, page.accessed, page.dirty)
     if op == MPROTECT:
         _protect(s, m, v, new_vma, gather)
+    elif op == MADVISE_FREE:
+        _let_go(s, m, v, gather)
     else:
         zap(s, m, v, gather)
-        if op == MUNMAP:
+        if op in (MUNMAP, EXIT):
             page.vma = page.backing = None
         else:
             _renew(s, m, v)
-    if s.policy["gather_flush"] == FLUSH_PAGE and (page.present, page.writable) != before:
+    if s.policy["gather_flush"] == FLUSH_PAGE and (page.present, page.writable, page.accessed, page.dirty) != before:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
     return True
 
@@ -55,7 +60,7 @@ def _open(s: State, c: int, op: int, v: int) -> Gather:
     if cpu.gather is None:
         cpu.gather = Gather(op, v, v + 1)
         s.processes[cpu.loaded].gathers += 1
-        s.processes[cpu.loaded].excl += op in EXCLUSIVE
+        s.processes[cpu.loaded].excl += op not in SHARED_KINDS
     gather = cpu.gather
     gather.vs, gather.ve = min(gather.vs, v), max(gather.ve, v + 1)
     if gather.ve - gather.vs > s.sizes["gather_slots"]:
@@ -113,6 +118,22 @@ def _renew(s: State, m: int, v: int) -> None:
     page.backing = parent if is_copy else anonymous.fresh(s, b)
     if page.promise.backing != b:
         anonymous.release(s, b)
+
+
+def _let_go(s: State, m: int, v: int, gather: Gather) -> None:
+    """MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call."""
+    page = s.page(m, v)
+    if not page.present:
+        backing = s.backings[page.backing]
+        if backing.home is None:
+            backing.harvested, backing.on_store = True, False
+        return
+    hold(s, gather, page.frame)
+    if page.accessed or page.dirty:
+        gather.clear(v)
+    if page.dirty:
+        page.changed = s.now
+    page.accessed = page.dirty = False
 
 
 def _protect(s: State, m: int, v: int, new_vma: int, gather: Gather) -> None:

@@ -49,9 +49,11 @@ def unmap(s: State, n: Counts, f: int, i: int) -> None:
     s.lru.remove(f)
     mappings = frame.mappings()
     any_dirty = any(s.page(m, v).dirty for m, v in mappings)
-    must_write = any_dirty or version != backing.stored
+    drops = s.is_lazyfree(frame.page) and not any_dirty
+    must_write = not drops and (any_dirty or version != backing.stored)
     deferred = _is_admitted(s, frame, any_dirty, must_write) and any(_is_queued(s, m, i) for m, _ in mappings)
     _clear_all(s, n, f, i, deferred)
+    n.bump("pglazyfreed", drops)
     if must_write:
         if s.policy["flush_dirty"] and any_dirty and s.need_flush:
             flush_now(s, n, i, "reclaim")

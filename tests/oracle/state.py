@@ -8,7 +8,7 @@ from typing import Any
 from .tlb import TlbLevel
 
 FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE, TAKEN = range(7)
-READ, WRITE, MAYWRITE, SHARED = 1, 2, 4, 8
+READ, WRITE, MAYWRITE, SHARED, ANON = 1, 2, 4, 8, 16
 Content = tuple[int, int]
 NOTHING: Content = (-1, 0)
 FOREIGN_DATA: Content = (-2, 0)
@@ -199,6 +199,10 @@ class State:
     def is_gone(self, backing: int) -> bool:
         """Whether ``backing`` is a page beyond the end of its file."""
         return not self.is_anon(backing) and not self.backings[backing].on_store
+
+    def is_lazyfree(self, backing: int) -> bool:
+        """Whether the content of an anonymous ``backing`` may be dropped instead of written out."""
+        return self.is_anon(backing) and self.backings[backing].harvested and not self.backings[backing].on_store
 
     def flags(self, page: Page) -> int:
         """VMA flags of a page, 0 if it has no VMA."""

@@ -20,12 +20,14 @@ from .scenario import (
     ANON_RW,
     DISCHARGE,
     DONTNEED,
+    EXIT,
     FAULT_FINISH,
     FAULT_INSTALL,
     FILE_WRITE,
     FINISH,
     FREE_FOREIGN,
     LOAD,
+    MADVISE_FREE,
     MMAP,
     MPROTECT,
     MUNMAP,
@@ -71,6 +73,15 @@ HAZARDS: dict[str, tuple[dict[int, tuple[int, int]], list[tuple[int, ...]]]] = {
     "a truncated page whose frame a madvise still holds": (
         {0: (SHARED_RW, 2)},
         [(1, STORE, 0), (0, DONTNEED, 0), (2, TRUNCATE, 0, 2), (2, ALLOC_FOREIGN), (1, LOAD, 0), (0, FINISH), (2, ALLOC_FOREIGN), (1, LOAD, 0)],
+    ),
+    "a second MADV_FREE returns while the first has not flushed": (
+        {0: (ANON_RW, -1)},
+        [(0, STORE, 0), (1, MADVISE_FREE, 0), (2, MADVISE_FREE, 0), (2, FINISH), (0, STORE, 0), (1, FINISH), (1, RECLAIM, 0), (0, LOAD, 0)],
+    ),
+    "a store in a MADV_FREE window": ({0: (ANON_RW, -1)}, [(0, STORE, 0), (1, MADVISE_FREE, 0), (0, STORE, 0), (1, FINISH), (0, STORE, 0)]),
+    "a process takes the place of one that ended": (
+        {0: (SHARED_RO, 1)},
+        [(1, LOAD, 0), (2, SWITCH, 0, -1), (1, SWITCH, 0, -1), (0, EXIT, 0), (0, FINISH, 0, 1), (1, SWITCH), (1, MMAP, 0, 2, 0), (1, LOAD, 0)],
     ),
     "the server changes a page that waits for its flush": (
         {0: (SHARED_RO, 2)},
@@ -152,6 +163,27 @@ def test_a_frame_with_two_holders_is_freed_by_the_last(policy: str) -> None:
     assert states[:2] == ([(2, False), (1, False)] if policy == "linux" else [(2, False), (2, False)])
     assert states[-1] == (0, True)
     assert [free for _, free in states].index(True) == (2 if policy == "linux" else 6)
+
+
+def test_a_page_let_go_is_dropped_unless_something_is_stored_again() -> None:
+    lets_go = [(0, STORE, 0), (0, MADVISE_FREE, 0), (0, FINISH)]
+    dropped = scenario.run(scenario.machine({0: (ANON_RW, -1)}), [*lets_go, (1, RECLAIM, 0), (1, RECLAIM_FLUSH), (0, LOAD, 0)])
+    counts = dropped.counters()
+    assert [counts[name] for name in ("pglazyfree", "pglazyfreed", "pgpgout", "pgmajfault")] == [1, 1, 0, 0]
+    kept = scenario.run(scenario.machine({0: (ANON_RW, -1)}), [*lets_go, (0, STORE, 0), (1, RECLAIM, 0), (1, RECLAIM_FLUSH), (0, LOAD, 0)])
+    counts = kept.counters()
+    assert [counts[name] for name in ("pglazyfree", "pglazyfreed", "pgpgout", "pgmajfault")] == [1, 0, 1, 1]
+    swapped = [(0, STORE, 0), (1, RECLAIM, 0), (1, RECLAIM_FLUSH), (0, MADVISE_FREE, 0), (0, FINISH), (0, LOAD, 0)]
+    assert scenario.run(scenario.machine({0: (ANON_RW, -1)}), swapped).counters()["pgmajfault"] == 0
+
+
+def test_a_process_ends_only_where_nobody_else_runs_it() -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 1)}), [(1, LOAD, 0), (0, EXIT, 0)])
+    assert oracle.counters()["events_disabled"] == 1
+    scenario.run(oracle, [(1, SWITCH, 0, -1), (2, SWITCH, 0, -1), (0, EXIT, 0), (0, FINISH, 0, 1), (0, LOAD, 0)])
+    assert oracle.counters()["events_disabled"] == 2, "the CPU idles"
+    assert oracle.counters()["nr_tlb_remote_flush_received"] == 2, "lazy CPUs too: page tables are freed"
+    assert [cpu.loaded for cpu in oracle.state.cpus] == [None, None, None]
 
 
 def test_an_access_beyond_the_end_of_the_file_is_a_sigbus() -> None:

@@ -97,6 +97,17 @@ def test_the_validator_follows_the_end_of_a_file():
         check_trace(replace(trace, events=np.concatenate([np.array(rows[:1], np.int32), trace.events])))
 
 
+def test_the_validator_lets_a_process_end_where_nobody_else_runs_it():
+    trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
+    rows = [(0, Op.EXIT, 0, 0, 0), (0, Op.GATHER_FINISH, 0, 1, 0)]
+    idle = [(1, Op.SWITCH, 0, -1, 0)]
+    check_trace(replace(trace, events=np.array(idle + rows, np.int32)))
+    with pytest.raises(ValueError, match="still runs on another CPU"):
+        check_trace(replace(trace, events=np.array(rows, np.int32)))
+    with pytest.raises(ValueError, match="access on an idle CPU"):
+        check_trace(replace(trace, events=np.array([*idle, *rows, (0, Op.LOAD, 0, 0, 1)], np.int32)))
+
+
 def test_the_validator_counts_ids_and_mappers():
     trace = build("churn", {}, num_cpus=4, seed=0, num_events=4000)
     with pytest.raises(ValueError, match=r"^num_anon=18"):
