@@ -50,7 +50,7 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.put_regs(pops, alloc_frame=frame, fl_sent=0)
     is_half = m.op == Op.TAKE_OFF
     m.goto(Phase.TAKEN, pops & is_half)
-    row, owed = m.get("frame", frame), m.get("owed", frame)
+    row, owed = debt_of(m, m.get("frame", frame)), m.get("owed", frame)
     m.bump("nr_pending", pops & ~cpumask.is_empty(owed), -1)
     flushes = discharge(m, row, owed, pops & ~is_half)
     taken = (pops & ~is_half & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
@@ -70,7 +70,7 @@ def discharge(m: Draft, row: Array, owed: Array, enabled: Array) -> Array:
     recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)
     m.count("recycled", recycled)
     per_frame = is_paid_alone(m)
-    unpaid = jnp.where(per_frame, has_debt & ~recycled, enabled & (tag_of(m, row) != 0))
+    unpaid = jnp.where(per_frame, has_debt & ~recycled, enabled & (row[st.FRAME_TAG] != 0))
     targets = targets_of(m, row, owed)
     m.commit_deferred(unpaid & ~per_frame)
     flushes = unpaid & ~cpumask.is_empty(targets)
@@ -92,12 +92,13 @@ def targets_of(m: Draft, row: Array, owed: Array) -> Array:
     """CPUs that the take-off of a frame by a stranger has to flush: its own, or those of the open generation if it belongs to it."""
     covered = cpumask.from_bits(m.get("cpu")[:, st.COVERED] >= row[st.CLOCK], m.words)
     own = jnp.where(m.rules.targets == 1, owed & ~covered, owed)
-    return jnp.where(is_paid_alone(m), own, jnp.where(tag_of(m, row) == m.r.ugen, m.debt_mask | m.deferred_mask, jnp.uint32(0)))
+    return jnp.where(is_paid_alone(m), own, jnp.where(row[st.FRAME_TAG] == m.r.ugen, m.debt_mask | m.deferred_mask, jnp.uint32(0)))
 
 
-def tag_of(m: Draft, row: Array) -> Array:
-    """What a take-off knows to owe: the newest of the frame's tag and of those that the task took over at its refill."""
-    return frames.latest(m, m.r.rf_tag, row[st.FRAME_TAG])
+def debt_of(m: Draft, row: Array) -> Array:
+    """The row of a frame as its take-off sees it: its tag is the newest of its own and of those that the task took over at its refill."""
+    tag = frames.latest(m, m.r.rf_tag, row[st.FRAME_TAG])
+    return jnp.where(jnp.arange(row.shape[0]) == st.FRAME_TAG, tag, row)
 
 
 def pcp(m: Draft, enabled: Array) -> None:

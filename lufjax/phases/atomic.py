@@ -9,7 +9,7 @@ from lufjax import state as st
 from lufjax.events import Violation
 from lufjax.kernels import cpumask
 from lufjax.phases import Phase
-from lufjax.phases.alloc import targets_of
+from lufjax.phases.alloc import debt_of, targets_of
 from lufjax.phases.draft import Draft
 
 LOOKED_AT = 3
@@ -30,7 +30,7 @@ def atomic(m: Draft, enabled: Array) -> None:
     steps = jnp.arange(LOOKED_AT)
     slots = (head + steps) & (st.ring_size(m.shape.pcp_slots) - 1)
     candidates = [m.get("pcp_ring", m.c, slots[step]) for step in range(LOOKED_AT)]
-    owes = [~cpumask.is_empty(targets_of(m, m.get("frame", f), m.get("owed", f))) for f in candidates]
+    owes = [~cpumask.is_empty(targets_of(m, debt_of(m, m.get("frame", f)), m.get("owed", f))) for f in candidates]
     fits = (steps < count) & ~(jnp.stack(owes) & (m.rules.atomic_alloc == 1))
     chosen = jnp.where(fits.any(), jnp.argmax(fits), jnp.minimum(count, LOOKED_AT))
     m.count("atomic_refused", looks, chosen)

@@ -8,7 +8,7 @@ from jax import Array
 from lufjax import state as st
 from lufjax.events import Op
 from lufjax.phases import Phase
-from lufjax.phases.alloc import discharge, tag_of
+from lufjax.phases.alloc import debt_of, discharge
 from lufjax.phases.draft import Draft
 
 
@@ -24,8 +24,8 @@ def take(m: Draft, enabled: Array) -> None:
 
     taken = enabled & (m.r.phase == Phase.TAKEN)
     frame = m.r.alloc_frame
-    row, owed = m.get("frame", frame), m.get("owed", frame)
-    debt = jnp.concatenate([jnp.stack([frame, tag_of(m, row)]), row[st.OWNER : st.CLOCK + 1]])
+    row, owed = debt_of(m, m.get("frame", frame)), m.get("owed", frame)
+    debt = jnp.concatenate([frame[None], row[st.FRAME_TAG : st.CLOCK + 1]])
     nothing = jnp.zeros_like(frame)
     m.put("taken", m.c, jnp.where(taken, debt, -1), taken | pays)
     m.put("taken_owed", m.c, owed, taken)
@@ -34,6 +34,6 @@ def take(m: Draft, enabled: Array) -> None:
     m.put("owed", frame, jnp.zeros_like(owed), taken)
     m.complete(taken)
 
-    m.put_regs(pays, alloc_frame=held[0], alloc_foreign=1, alloc_ret=Phase.OTHER_ALLOCATED, fl_sent=0, rf_tag=0)
+    m.put_regs(pays, alloc_frame=held[0], alloc_foreign=1, alloc_ret=Phase.OTHER_ALLOCATED, fl_sent=0)
     m.goto(Phase.ALLOC_DONE, pays)
     discharge(m, jnp.concatenate([jnp.zeros((st.FRAME_TAG,), jnp.int32), held[1:]]), held_owed, pays)

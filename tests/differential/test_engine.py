@@ -24,7 +24,8 @@ from tests.differential.pair import (
 )  # fmt: skip
 from tests.oracle import Oracle
 from tests.oracle.generate import SHAPES, random_events, random_machine
-from tests.oracle.policies import PRESETS
+from tests.oracle.generate_events import ALLOCATIONS
+from tests.oracle.policies import NUM_CHOICES, PRESETS
 
 NUM_MACHINES = 36
 """Machines of a shape that step side by side: twice every preset, the others with rule records at random."""
@@ -51,12 +52,27 @@ def drawn_machines(rng: random.Random, index: int) -> list[tuple[Any, ...]]:
 def test_engine_and_oracle_agree_after_every_event(index: int) -> None:
     rng = random.Random(1000 + index)
     drawn = drawn_machines(rng, index)
+    compare_every_event(drawn, [random_events(rng, drawn[0][0], trace, NUM_EVENTS) for _, _, _, trace in drawn])
+
+
+def test_engine_and_oracle_agree_on_every_way_to_owe_and_to_allocate() -> None:
+    rng, drawn = random.Random(3000), []
+    ways = ("debt_merge", "targets", "pending_to", "buddy_tag", "buddy_merge", "refill_tag", "atomic_alloc")
+    for _ in range(NUM_MACHINES):
+        sizes, params, policy, trace = random_machine(rng, 1)
+        small = {field: policy[field] for field in ("trim_period", "flush_ceiling", "latr_ticks", "quarantine_slots", "gen_bits")}
+        mixed = {field: rng.randrange(NUM_CHOICES[field]) for field in ways}
+        drawn.append((sizes, params, PRESETS["luf_v10"] | small | mixed, trace))
+    compare_every_event(drawn, [random_events(rng, drawn[0][0], trace, NUM_EVENTS, ALLOCATIONS) for _, _, _, trace in drawn])
+
+
+def compare_every_event(drawn: list[tuple[Any, ...]], events: list[list[list[int]]]) -> None:
+    """Step machines of one shape side by side, and compare whole state, counters and violations after every event."""
     sizes = drawn[0][0]
     shape = shape_of(sizes)
     params = [params_of(numbers, policy) for _, numbers, policy, _ in drawn]
     together = Machines(shape, params, [trace_of(trace, sizes) for _, _, _, trace in drawn], backend="native")
     oracles = [Oracle(*machine) for machine in drawn]
-    events = [random_events(rng, sizes, trace, NUM_EVENTS) for _, _, _, trace in drawn]
     for step in range(NUM_EVENTS):
         together.step(np.array([rows[step] for rows in events]))
         for lane, (state, oracle) in enumerate(zip(together.host(), oracles, strict=True)):

@@ -18,6 +18,11 @@ WEIGHTS = {
     DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 6, EXIT: 2,
 }  # fmt: skip
 """How often each operation is drawn."""
+ALLOCATIONS = {
+    LOAD: 8, RECLAIM: 6, RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, ALLOC_ATOMIC: 2, TAKE_OFF: 3, DISCHARGE: 4, FREE_FOREIGN: 6, FAULT_INSTALL: 1,
+    FAULT_FINISH: 1,
+}  # fmt: skip
+"""The same where frames come and go, and little else happens."""
 
 
 class _Tracker:
@@ -48,16 +53,15 @@ class _Tracker:
         return not [g for g in others if g not in SHARED_KINDS or op not in SHARED_KINDS]
 
 
-def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, Any], n: int) -> list[list[int]]:
+def random_events(rng: random.Random, sizes: dict[str, Any], trace: dict[str, Any], n: int, weights: dict[int, int] = WEIGHTS) -> list[list[int]]:
     """Draw ``n`` event rows (cpu, op, vpn, arg, repeat); about one in twelve is drawn without regard to what is enabled."""
     tracker = _Tracker(sizes, trace)
     rows: list[list[int]] = []
     focus = rng.randrange(sizes["num_vpns"])
-    ops, weights = list(WEIGHTS), list(WEIGHTS.values())
     while len(rows) < n:
         if rng.random() < 0.1:
             focus = rng.randrange(sizes["num_vpns"])
-        cpu, op = rng.randrange(sizes["num_cpus"]), rng.choices(ops, weights)[0]
+        cpu, op = rng.randrange(sizes["num_cpus"]), rng.choices(list(weights), list(weights.values()))[0]
         if tracker.gather[cpu] is not None and rng.random() < 0.5:
             op = rng.choices((FINISH, tracker.gather[cpu]), (3, 2))[0]
         if tracker.fault[cpu] is not None and (op in (MMAP, SWITCH, *GATHERED) or rng.random() < 0.5):
