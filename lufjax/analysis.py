@@ -19,6 +19,8 @@ DIMS: tuple[str, ...] = ("workload", "policy", "num_cpus", "pressure", "seed")
 CLASSES: tuple[str, ...] = tuple(member.name for member in Violation)
 RECEIVED = "nr_tlb_remote_flush_received"
 BASELINE = "linux"
+NAIVE = "luf_naive"
+"""Deferral without a rule for mapping calls: what such a rule costs is what a policy sends beyond it."""
 PER = 1000.0
 """Rates are per this many accesses."""
 _ABSENT_DIM = {"workload": "", "policy": "", "num_cpus": 0, "pressure": 0.0, "seed": 0}
@@ -85,6 +87,28 @@ def reduction(ds: xr.Dataset, name: str = RECEIVED, baseline: str = BASELINE) ->
     rates = rate(ds, name)
     reference = require_baseline(ds, baseline, rates)
     return (1.0 - rates / reference.where((reference > 0) & (ds["num_cpus"] > 1))).transpose(*DIMS)
+
+
+def extra(ds: xr.Dataset, name: str = RECEIVED, per: str = "accesses") -> xr.DataArray:
+    """What a policy counts beyond :data:`NAIVE` under identical events, per lane: of ``name``, for each ``per`` (1,000 ``accesses``).
+
+    Missing (NaN) where the lane has no ``per``.
+
+    Raises:
+        MissingBaseline: the run did not simulate :data:`NAIVE`.
+    """
+    require(ds, name, per)
+    counts = ds[name].astype(np.float64)
+    of = ds[per].astype(np.float64)
+    scale = PER if per == "accesses" else 1.0
+    return (scale * (counts - require_baseline(ds, NAIVE, counts)) / of.where(of > 0)).transpose(*DIMS)
+
+
+def deferring(ds: xr.Dataset) -> tuple[str, ...]:
+    """Policies other than :data:`NAIVE` that deferred an unmap in any lane of this run."""
+    require(ds, "deferred_unmaps")
+    counts = ds["deferred_unmaps"].sum([d for d in ds["deferred_unmaps"].dims if d != "policy"])
+    return tuple(str(p) for p in ds["policy"].values[counts.values > 0] if p != NAIVE)
 
 
 def require_baseline(ds: xr.Dataset, baseline: str, values: xr.DataArray) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""The six figures: tables in, Matplotlib figures out."""
+"""The figures: tables in, Matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def reduction_figure(scene: Scene, table: pd.DataFrame, title: str, ylabel: str)
     shown = [p for p in scene.policies if p in set(table["policy"])]
     panels.draw_reductions(scene, axes, table, shown)
     style.reduction_axis(axes, 1 - table["mid"].to_numpy() / 100)
+    _label(scene, axes, table, ylabel)
+    return _finish(figure, scene, shown, title)
+
+
+def rule_cost_figure(scene: Scene, table: pd.DataFrame, title: str, ylabel: str) -> Figure:
+    """Mean of what each policy sends beyond ``luf_naive``, with its 95 % interval over paired seeds, one panel per pressure."""
+    figure, axes = _grid(table)
+    shown = [p for p in scene.policies if p in set(table["policy"])]
+    panels.draw_extras(scene, axes, table, shown)
     _label(scene, axes, table, ylabel)
     return _finish(figure, scene, shown, title)
 
@@ -163,7 +172,7 @@ def _label(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame, ylabel: str)
 
 def _finish(figure: Figure, scene: Scene, policies: Sequence[str], title: str) -> Figure:
     figure.suptitle(title, x=0.01, ha="left")
-    if scene.unsafe:
+    if scene.unsafe if not policies else set(policies) & set(scene.unsafe):
         figure.text(0.99, 1 - 0.06 / figure.get_figheight(), style.UNSAFE_NOTE, ha="right", va="top", fontsize=6.5, color="#303030")
     if policies:
         widest = max(len(style.label(p, scene.unsafe)) for p in policies)

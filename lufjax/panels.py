@@ -91,21 +91,33 @@ def draw_lines(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame) -> None:
 
 def draw_reductions(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame, policies: Sequence[str]) -> None:
     """What remains of the baseline (1 - reduction) with paired intervals, one panel per pressure; markers set slightly apart."""
+    remaining = table.assign(mid=1 - table["mid"] / 100, half=(table["high"] - table["mid"]) / 100)
+    _draw_paired(scene, axes, remaining, policies)
+    for ax in axes:
+        if min(table["num_cpus"]) == 1:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            at = {"transform": ax.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "center"}
+            ax.text(1, 0.45, "nothing to reduce", fontsize=5.5, color="#707070", bbox=box, **at)
+
+
+def draw_extras(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame, policies: Sequence[str]) -> None:
+    """What policies send beyond ``luf_naive`` with paired intervals, one panel per pressure; markers set slightly apart."""
+    _draw_paired(scene, axes, table.assign(half=table["high"] - table["mid"]), policies)
+    for ax in axes:
+        ax.axhline(0, color="#404040", lw=0.7, zorder=1)
+
+
+def _draw_paired(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame, policies: Sequence[str]) -> None:
+    """``mid`` and ``half`` against CPUs, one panel per pressure; markers set slightly apart."""
     counts = sorted(set(table["num_cpus"]))
     for ax, (_, panel) in zip(axes, table.groupby("pressure", sort=True), strict=True):
         for i, policy in enumerate(policies):
             rows = panel[(panel["policy"] == policy) & panel["mid"].notna()]
             dodge = 2.0 ** (0.07 * (i - (len(policies) - 1) / 2))
-            half = np.nan_to_num(np.asarray(rows["high"] - rows["mid"])) / 100
-            ax.errorbar(
-                rows["num_cpus"] * dodge, 1 - rows["mid"] / 100, yerr=half, capsize=1.5, elinewidth=0.7, capthick=0.7, **scene.line(policy)
-            )
+            half = np.nan_to_num(np.asarray(rows["half"]))
+            ax.errorbar(rows["num_cpus"] * dodge, rows["mid"], yerr=half, capsize=1.5, elinewidth=0.7, capthick=0.7, **scene.line(policy))
         style.cpu_axis(ax, counts)
         ax.set_xlim(counts[0] / 1.6, counts[-1] * 1.6)
-        if counts[0] == 1:
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            at = {"transform": ax.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "center"}
-            ax.text(1, 0.45, "nothing to reduce", fontsize=5.5, color="#707070", bbox=box, **at)
 
 
 def draw_shares(scene: Scene, axes: Sequence[Axes], table: pd.DataFrame, parts: Parts, xlabel: str) -> None:

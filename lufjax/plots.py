@@ -82,9 +82,11 @@ def scene_of(ds: xr.Dataset) -> Scene:
 
 def builders(ds: xr.Dataset, scene: Scene, model: CostModel, transport: dict[str, str]) -> dict[str, Callable[[], Drawn]]:
     """Figure name -> function that draws it from a one-workload dataset."""
+    rule_cost = {"rule_cost": lambda: _rule_cost(ds, scene)} if analysis.NAIVE in scene.policies and len(scene.policies) > 1 else {}
     return {
         "shootdowns": lambda: _shootdowns(ds, scene),
         "reduction": lambda: _reduction(ds, scene),
+        **rule_cost,
         "lost_time": lambda: _lost_time(ds, scene, model, transport),
         "payers": lambda: _payers(ds, scene),
         "staleness": lambda: _staleness(ds, scene),
@@ -118,6 +120,21 @@ def _reduction(ds: xr.Dataset, scene: Scene) -> Drawn:
         "CPU, where there is "
         "nothing to reduce. The axis is logarithmic in what remains (linear in the shaded strip, where 100 % has its place); "
         "markers are set slightly apart."
+    )  # fmt: skip
+
+
+def _rule_cost(ds: xr.Dataset, scene: Scene) -> Drawn:
+    values = analysis.extra(ds, "nr_tlb_remote_flush", "nr_gathers").squeeze("workload", drop=True)
+    shown = [p for p in scene.policies if p in analysis.deferring(ds)]
+    if not shown or not np.isfinite(values).any():
+        raise analysis.MissingVariable(f"no mapping call of this workload, or no policy but {analysis.NAIVE} that deferred an unmap")
+    table = tables.lines(values.sel(policy=shown), paired=True)
+    title = f"{_lead(scene)}flushes beyond {analysis.NAIVE} per mapping call"
+    figure = figures.rule_cost_figure(scene, table, title, "extra flushes\nper mapping call")
+    paired = "one seed, no interval" if scene.seeds < 2 else f"mean of {scene.seeds} paired seeds with 95 % t intervals"
+    return figure, {"": table}, (
+        f"Remote flushes (nr_tlb_remote_flush) beyond those of {analysis.NAIVE} under identical events, for each munmap, mprotect or "
+        f"madvise call: {paired}. Policies that defer nothing are left out; markers are set slightly apart."
     )  # fmt: skip
 
 

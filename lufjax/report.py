@@ -37,7 +37,8 @@ def write_report(run_dir: Path | str) -> Path:
     ds, config = analysis.load_results(run_dir), read_config(run_dir)
     parts = [f"# Results of {config.get('name', run_dir.name)}", what_was_run(ds, config)]
     for workload in ds["workload"].values:
-        parts.append(headline(ds.sel(workload=[workload])))
+        one = ds.sel(workload=[workload])
+        parts += [headline(one), rule_cost(one)]
     parts += [figure_list(run_dir), cautions(ds)]
     path = run_dir / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -109,6 +110,31 @@ def headline(ds: xr.Dataset) -> str:
         about += " A dash: missing. At 1 CPU there is no remote CPU and so no shootdown to reduce; elsewhere the baseline had none."
     about += "\nViolations: wrong stale accesses by class at this pressure, all CPU counts and seeds, warm-up included."
     return f"## Shootdowns: {workload}\n\n{about}\n\n" + "\n\n".join(blocks)
+
+
+def rule_cost(ds: xr.Dataset) -> str:
+    """What each policy that defers unmaps sends beyond ``luf_naive``; empty where the run has nothing to compare."""
+    if analysis.NAIVE not in ds["policy"].values or not {"deferred_unmaps", "nr_gathers", analysis.RECEIVED} <= set(ds):
+        return ""
+    policies = in_order(analysis.deferring(ds))
+    if not policies:
+        return ""
+    received = analysis.interval(analysis.extra(ds).squeeze("workload", drop=True))
+    base = analysis.rate(ds, analysis.RECEIVED).sel(policy=analysis.NAIVE).squeeze("workload", drop=True).mean("seed")
+    calls = analysis.PER * float((ds["nr_gathers"] / ds["accesses"]).mean())
+    points = [(float(p), int(c)) for p in ds["pressure"].values for c in ds["num_cpus"].values if c > 1]
+    if not points:
+        return ""
+    rows = [[f"`{analysis.NAIVE}` itself", *(short(float(base.sel(pressure=p, num_cpus=c))) for p, c in points)]]
+    for policy in policies:
+        stats = [received.sel(policy=policy, pressure=p, num_cpus=c) for p, c in points]
+        rows.append([f"`{policy}`", *(_beyond(one, float(base.sel(pressure=p, num_cpus=c))) for one, (p, c) in zip(stats, points, strict=True))])
+    return (
+        f"### Beyond `{analysis.NAIVE}`: {ds['workload'].item() or 'the workload'}\n\n"
+        f"Shootdowns received per 1,000 accesses beyond those of `{analysis.NAIVE}` under identical events: mean of {ds.sizes['seed']} paired "
+        f"seeds, plus or minus the half-width of the 95 % t interval, and in percent of its own. The workload makes {short(calls)} mapping "
+        "calls per 1,000 accesses.\n\n" + _table(["policy", *(f"{pressure_label(p)}, {c} CPUs" for p, c in points)], rows)
+    )
 
 
 def figure_list(run_dir: Path) -> str:
@@ -203,6 +229,14 @@ def _percent(stats: xr.Dataset) -> str:
         return "\u2013"
     digits = 0 if mean in (0, 100) and not half > 0 else 3 if 99.9 < mean < 100 else 1
     text = f"{mean:,.{digits}f}" + (f" \u00b1 {half:.{digits}f}" if half > 0 else "")
+    return text.replace("-", "\u2212")
+
+
+def _beyond(stats: xr.Dataset, base: float) -> str:
+    mean, half = float(stats["mean"]), float(stats["high"] - stats["mean"])
+    if mean == 0 and not half > 0:
+        return "0"
+    text = f"{mean:+.3g}" + (f" \u00b1 {half:.2g}" if half > 0 else "") + (f" ({100 * mean / base:+.1f} %)" if base > 0 else "")
     return text.replace("-", "\u2212")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lufjax.trace import Trace
-from lufjax.workloads import churn, kernel_counts, kv, llm, random_read, replay
+from lufjax.workloads import churn, kernel_counts, kv, llm, random_read, replay, table_cache
 from lufjax.workloads.draws import Draws
 from lufjax.workloads.layout import Workload
 from lufjax.workloads.options import parse
@@ -17,6 +17,7 @@ WORKLOADS: dict[str, Workload] = {
     "random_read": random_read.WORKLOAD,
     "kv": kv.WORKLOAD,
     "churn": churn.WORKLOAD,
+    "table_cache": table_cache.WORKLOAD,
     **kernel_counts.MODES,
     "replay": replay.WORKLOAD,
 }

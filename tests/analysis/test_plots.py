@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from lufjax import style
-from lufjax.analysis import MissingBaseline
+from lufjax.analysis import MissingBaseline, MissingVariable
 from lufjax.cost import load_cost
 from lufjax.plots import INDEX, builders, figure_name, plot_run, scene_of
 from lufjax.report import write_report
@@ -107,6 +107,25 @@ def test_one_cpu_only_has_no_reduction():
     draw = builders(ds, scene_of(ds), load_cost("xeon_1s"), {})["reduction"]
     with pytest.raises(MissingBaseline, match=r"^policy linux received no shootdown at any point of this run, so there is none to reduce$"):
         draw()
+
+
+def test_what_a_rule_costs_is_drawn_beyond_the_naive_policy(tmp_path):
+    ds = results(policies=("linux", "luf_naive", "luf_vma_flag"), num_cpus=(1, 4), pressure=(2.0,), seeds=3)
+    run = write_run(tmp_path / "run", ds)
+    plot_run(run)
+    table = pd.read_csv(run / "figures" / "rule_cost-llm.csv")
+    assert set(table["policy"]) == {"luf_vma_flag"}
+    one = table[table["num_cpus"] == 4].iloc[0]
+    at = ds.sel(workload="llm", num_cpus=4, pressure=2.0, seed=1)
+    flushes = at["nr_tlb_remote_flush"]
+    assert one["seed_1"] == pytest.approx(float(flushes.sel(policy="luf_vma_flag") - flushes.sel(policy="luf_naive")) / 40)
+    report = write_report(run).read_text()
+    assert "### Beyond `luf_naive`: llm" in report
+    assert "2 pages per frame, 4 CPUs" in report
+    ds["nr_gathers"] *= 0
+    builder = builders(ds, scene_of(ds), load_cost("xeon_1s"), {})["rule_cost"]
+    with pytest.raises(MissingVariable, match=r"^no mapping call of this workload"):
+        builder()
 
 
 def test_styles_are_fixed_per_name_and_never_shared():

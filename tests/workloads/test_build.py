@@ -20,6 +20,8 @@ CASES = [(name, {}) for name in WORKLOADS] + [
     ("kv", {"switch_period": 1, "num_processes": 3, "write_percent": 100}),
     ("churn", {"busy": 2, "anon_percent": 100, "work": 0, "pages_min": 1, "pages_max": 1}),
     ("churn", {"shared_files": False, "anon_percent": 0, "pages_max": 128, "free_tables": True}),
+    ("table_cache", {"num_mapped": 8, "num_tables": 9, "table_pages": 2, "remap_period": 400, "pageout_lead": 3, "heap_per_lookup": 0}),
+    ("table_cache", {"table_pages": 128, "num_mapped": 64, "num_tables": 64, "remap_period": 1200}),
     ("munmap", {"k": 300, "actors": 2, "tick_period": 64}),
     ("munmap", {"free_tables": True, "sleepers": 1, "busy": 0}),
     ("mprotect", {"k": 129, "actors": 3}),
@@ -83,6 +85,8 @@ def test_the_preset_holds_every_option_with_a_comment(name: str):
         ("llm", {"layer_pages": 60}, "workload.file_pages=8192: must be a multiple"),
         ("llm", {"tick_period": 3}, "workload.tick_period=3: allowed are 0 or"),
         ("churn", {"busy": 4}, "workload.busy=4"),
+        ("table_cache", {"num_tables": 7}, "workload.num_tables=7: must be at least num_mapped=256"),
+        ("table_cache", {"remap_period": 10}, "workload.remap_period=10: must be at least 20 with num_cpus=4"),
         ("munmap", {"actors": 3, "sleepers": 2}, "workload.actors=3"),
         ("munmap", {"concurrent": True}, "workload.concurrent: workload 'munmap' has no such option"),
         ("madvise", {"concurrent": True}, "workload.actors=1"),
@@ -139,3 +143,26 @@ def test_sleepers_run_once_and_the_rest_never():
     assert trace.loaded.tolist() == [0, 0, 0, 0, -1, -1]
     assert trace.events[trace.events[:, 0] == 3][:, 1].tolist() == [Op.LOAD, Op.SWITCH]
     assert set(trace.events[:, 0].tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("num_cpus", [1, 3, 32])
+@pytest.mark.parametrize("pageout_lead", [0, 2])
+def test_no_table_is_read_while_it_is_replaced(num_cpus: int, pageout_lead: int):
+    """Every access finds a mapping, no replacement meets another's lock, and addresses come back with another file."""
+    options = {"num_mapped": 32, "num_tables": 64, "remap_period": 700, "pageout_lead": pageout_lead}
+    trace = build("table_cache", options, num_cpus=num_cpus, seed=0, num_events=30_000)
+    mapped, backing = trace.page_vma[0] >= 0, trace.page_backing[0].copy()
+    calls = {int(op): 0 for op in (Op.MUNMAP, Op.MMAP, Op.RECLAIM)}
+    for _, op, vpn, arg, _ in trace.events.tolist():
+        calls[op] = calls.get(op, 0) + 1
+        if op in (Op.LOAD, Op.STORE):
+            assert mapped[vpn]
+        elif op == Op.MUNMAP:
+            assert mapped[vpn]
+            mapped[vpn] = False
+        elif op == Op.MMAP:
+            assert not mapped[vpn]
+            assert backing[vpn] != arg
+            mapped[vpn], backing[vpn] = True, arg
+    assert calls[Op.MUNMAP] >= calls[Op.MMAP] > 100
+    assert (calls[Op.RECLAIM] > 100) == (pageout_lead > 0)
