@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "buddy_merge": ("off", "newest"),
     "refill_tag": ("kept", "task"),
     "atomic_alloc": ("flush", "refuse"),
+    "init_on_free": ("off", "unpaid", "paid", "refused"),
     "gather_flush": ("none", "now", "page", "owner", "ticks"),
     "batched_pending": ("off", "on"),
     "munmap_debt_rule": ("none", "vma_flag", "pte_marker", "pending", "always", "gather_hook"),
@@ -69,6 +70,7 @@ class FlushPolicy(NamedTuple):
     buddy_merge: Any = 0
     refill_tag: Any = 0
     atomic_alloc: Any = 0
+    init_on_free: Any = 0
     gather_flush: Any = 1
     batched_pending: Any = 1
     munmap_debt_rule: Any = 0

@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][43]: the 9 numbers of MachineParams, then the 34 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][44]: the 9 numbers of MachineParams, then the 35 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -45,6 +45,7 @@ enum { RECLAIM_NEVER, RECLAIM_PAGE, RECLAIM_BATCH, RECLAIM_TAKE_OFF, RECLAIM_OWN
 enum { DEFER_READ_ONLY, DEFER_CLEAN, DEFER_ANY };
 enum { OPEN_GENERATION, PER_FRAME };
 enum { CREDIT_FULL, CREDIT_BATCH, CREDIT_BATCH_AND_MM };
+enum { INIT_OFF, INIT_UNPAID, INIT_PAID, INIT_REFUSED };
 enum { KEPT_CARRIED, KEPT_LOST, KEPT_FLUSHED };
 enum { FAULT_OFF, FAULT_WP, FAULT_BEFORE, FAULT_AFTER };
 enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
@@ -73,11 +74,11 @@ struct shape {
 };
 struct lane {
     int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, debt_scope, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, debt_scope, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, init_on_free, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, invalidate_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 43 * sizeof(int32_t), "a lane record is 43 integers");
+_Static_assert(sizeof(struct lane) == 44 * sizeof(int32_t), "a lane record is 44 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 /* What is owed for a frame when it leaves the allocator. */
@@ -559,6 +560,11 @@ static void free_frame(struct machine *M, int f, int c) {
     struct cpu *cpu = &M->cpu[c];
     struct frame *frame = &M->frame[f];
     frame->state = FREE;
+    if (M->lane->init_on_free) {
+        frame->content = NOTHING;
+        frame->version = 0;
+        frame->handed = M->now;
+    }
     if (frame->owed) {
         frame->tag = M->ugen;
         COUNT(nr_pending)++;
@@ -593,14 +599,22 @@ static void flush_now(struct machine *M, int i) {
     M->need_flush = false;
 }
 
+static void forget_debt(struct frame *frame) {
+    frame->owed = 0;
+    frame->owner = NONE;
+    frame->since = frame->tag_clock = 0;
+}
+
 static void drain(struct machine *M, int i) {
     M->debt_mask |= M->deferred_mask;
     M->deferred_mask = 0;
     if (M->need_flush) flush_now(M, i);
+    if (M->lane->init_on_free == INIT_PAID) discharge_all(M, i, PAY_RECLAIM);
     for (int k = 0; k < M->num_batch; k++) {
         struct frame *frame = &M->frame[M->batch_frame[k]];
         if (frame->state != BATCH) continue;
         if (frame->homed != NONE) clear_home(M, frame->homed);
+        if (M->lane->init_on_free == INIT_PAID) forget_debt(frame);
         free_frame(M, M->batch_frame[k], i);
     }
     M->num_batch = 0;
@@ -640,7 +654,7 @@ static inline bool has_remote(const struct machine *M, int i, int m) { return (M
 
 static bool is_deferred(const struct machine *M, int i, const int32_t *slot, bool any_writable, bool any_dirty, bool is_unsaved) {
     const struct lane *lane = M->lane;
-    if (lane->reclaim_flush != RECLAIM_TAKE_OFF && lane->reclaim_flush != RECLAIM_OWNER) return false;
+    if ((lane->reclaim_flush != RECLAIM_TAKE_OFF && lane->reclaim_flush != RECLAIM_OWNER) || lane->init_on_free == INIT_REFUSED) return false;
     if (lane->defer_pages == DEFER_READ_ONLY && any_writable) return false;
     if (lane->defer_pages == DEFER_CLEAN && (any_dirty || is_unsaved)) return false;
     for (int r = 0; r < M->rmap_slots; r++)
@@ -876,9 +890,7 @@ static void take_back(struct machine *M, int c, int f) {
     if (frame->state != BATCH) return;
     if (frame->owed && M->lane->kept_debt) {
         if (M->lane->kept_debt == KEPT_FLUSHED) flush_batch(M, c, frame->owed, PAY_FAULT);
-        frame->owed = 0;
-        frame->owner = NONE;
-        frame->since = frame->tag_clock = 0;
+        forget_debt(frame);
     }
     frame->state = USED;
     lru_append(M, f);

@@ -49,6 +49,9 @@ def free_frame(m: Draft, frame: Array, cpu: Array, enabled: Array, *, has_debt: 
     """Free a frame to the per-CPU list of ``cpu``. Returns the length of that list, and whether it is above its high mark."""
     head, count = m.get("pcp", cpu)
     m.put("frame", (frame, st.STATE), st.FREE, enabled)
+    cleared = enabled & (m.rules.init_on_free != 0)
+    m.put("frame", (frame, slice(st.CONTENT, st.VERSION + 1)), jnp.array([st.NOTHING, 0], jnp.int32), cleared)
+    m.put("frame", (frame, st.HANDED), m.now, cleared)
     m.put("frame", (frame, st.FRAME_TAG), m.r.ugen, enabled & has_debt)
     m.bump("nr_pending", enabled & has_debt)
     at_tail = has_debt & (m.rules.pending_to == 1)

@@ -13,6 +13,8 @@ from lufjax.phases.alloc import free_then, owes
 from lufjax.phases.draft import Draft
 
 NEVER, PAGE, BATCH, TAKE_OFF, OWNER = range(5)
+PAID, REFUSED = 2, 3
+"""Values of ``init_on_free``."""
 
 
 def reclaim(m: Draft, enabled: Array) -> None:
@@ -75,7 +77,7 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     flushes = is_site & (rules.reclaim_flush != NEVER)
     queued = flushes & (rules.reclaim_flush != PAGE) & others
     admitted = jnp.where(rules.defer_pages == 0, ~any_writable, jnp.where(rules.defer_pages == 1, ~is_dirty, True))
-    deferred = (rules.reclaim_flush >= TAKE_OFF) & admitted & queued.any()
+    deferred = (rules.reclaim_flush >= TAKE_OFF) & admitted & queued.any() & (rules.init_on_free != REFUSED)
     union = lax.reduce(jnp.where(queued[:, None], masks, jnp.uint32(0)), jnp.uint32(0), lax.bitwise_or, (0,))
     batched, defers = enabled & ~deferred, enabled & deferred
     m.set_mask("batch_mask", m.batch_mask | union, batched)
@@ -182,9 +184,16 @@ def drain(m: Draft, enabled: Array) -> None:
     m.put_regs(begin, dr_next=0)
     flushes = begin & (m.r.need_flush == 1)
     m.flush_batch(flushes, Phase.DRAIN_FLUSHED, cpu=m.r.dr_cpu, mask=m.batch_mask, payer=Payer.RECLAIM)
-    batch_flushed(m, enabled & (code == Phase.DRAIN_FLUSHED))
+    flushed = enabled & (code == Phase.DRAIN_FLUSHED)
+    batch_flushed(m, flushed)
+    pays_all = m.rules.init_on_free == PAID
+    debt = m.debt_mask
+    pays = ((begin & ~flushes) | flushed) & pays_all & ~cpumask.is_empty(debt)
+    m.flush_batch(pays, Phase.DRAIN_FREE, cpu=m.r.dr_cpu, mask=debt, payer=Payer.RECLAIM)
+    m.close_generation(pays)
 
-    todo = enabled & ~flushes & (m.r.dr_next < m.r.batch_count)
+    waits = flushes | pays
+    todo = enabled & ~waits & (m.r.dr_next < m.r.batch_count)
     frame = m.get("batch", m.r.dr_next) >> 1
     m.bump("dr_next", todo)
     row = m.get("frame", frame)
@@ -192,8 +201,11 @@ def drain(m: Draft, enabled: Array) -> None:
     page = row[st.PAGE_OF]
     home = m.get("backing", page, st.HOME)
     m.put("backing", (page, st.HOME), (home & 3) - 4, frees & (home >> 2 == frame))
-    over = enabled & ~flushes & (m.r.dr_next >= m.r.batch_count)
+    over = enabled & ~waits & (m.r.dr_next >= m.r.batch_count)
     m.put_regs(over, batch_count=0)
     then = jnp.where(over, m.r.dr_ret, Phase.DRAIN_FREE)
-    m.goto(then, enabled & ~flushes)
-    free_then(m, frame, m.r.dr_cpu, frees, then, has_debt=owes(m, frame))
+    m.goto(then, enabled & ~waits)
+    has_debt = owes(m, frame) & ~pays_all
+    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), frees & pays_all)
+    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), frees & pays_all)
+    free_then(m, frame, m.r.dr_cpu, frees, then, has_debt=has_debt)

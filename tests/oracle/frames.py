@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import flush
 from .counting import Counts
-from .state import BATCH, FREE, HELD, QUARANTINE, USED, EngineFault, State
+from .state import BATCH, FREE, HELD, NOTHING, QUARANTINE, USED, EngineFault, Frame, State
 
 FLUSHED = 2
 
@@ -13,6 +13,8 @@ def free(s: State, n: Counts, f: int, c: int) -> None:
     """Give frame ``f`` back to the per-CPU list of ``c``."""
     frame, pcp = s.frames[f], s.cpus[c].pcp
     frame.state = FREE
+    if s.policy["init_on_free"]:
+        frame.content, frame.handed = NOTHING, s.now
     if frame.owed:
         frame.tag = s.ugen
         n.bump("nr_pending")
@@ -75,6 +77,12 @@ def make_home(s: State, f: int, b: int, version: int) -> None:
     s.lru.append(f)
 
 
+def forget_debt(frame: Frame) -> None:
+    """Nobody owes anything for the frame any more, as far as it knows."""
+    frame.owed, frame.owner = set(), None
+    frame.since = frame.tag_clock = 0
+
+
 def take_back(s: State, n: Counts, c: int, f: int) -> None:
     """A frame that waits in the batch is used again by CPU ``c``; ``kept_debt`` says what becomes of its debt."""
     frame = s.frames[f]
@@ -82,8 +90,7 @@ def take_back(s: State, n: Counts, c: int, f: int) -> None:
         if frame.owed and s.policy["kept_debt"]:
             if s.policy["kept_debt"] == FLUSHED:
                 flush.flush_batch(s, n, c, frame.owed, "fault")
-            frame.owed, frame.owner = set(), None
-            frame.since = frame.tag_clock = 0
+            forget_debt(frame)
         frame.state = USED
         s.lru.append(f)
         n.bump("pgrescued")

@@ -6,11 +6,11 @@ import random
 
 LINUX = {
     "reclaim_flush": 2, "defer_pages": 0, "debt_merge": 0, "absorb": 0, "targets": 0, "credit": 0, "kept_debt": 0, "debt_scope": 0,
-    "pending_to": 0, "buddy_tag": 0, "buddy_merge": 0, "refill_tag": 0, "atomic_alloc": 0, "gather_flush": 1, "batched_pending": 1,
-    "munmap_debt_rule": 0, "marker_fault": 0, "va_rule": 0, "write_fault_flush": 0, "mmap_flush": 0, "file_write_flush": 0,
-    "invalidate_flush": 0, "cow_flush": 1, "flush_dirty": 1, "switch_flush": 1, "lazy_skip": 1, "mask_on_switch": 0,
-    "reclaim_remove": 0, "transport": 0, "trim_period": 100000, "flush_ceiling": 33, "latr_ticks": 2, "quarantine_slots": 64,
-    "gen_bits": 30,
+    "pending_to": 0, "buddy_tag": 0, "buddy_merge": 0, "refill_tag": 0, "atomic_alloc": 0, "init_on_free": 0, "gather_flush": 1,
+    "batched_pending": 1, "munmap_debt_rule": 0, "marker_fault": 0, "va_rule": 0, "write_fault_flush": 0, "mmap_flush": 0,
+    "file_write_flush": 0, "invalidate_flush": 0, "cow_flush": 1, "flush_dirty": 1, "switch_flush": 1, "lazy_skip": 1,
+    "mask_on_switch": 0, "reclaim_remove": 0, "transport": 0, "trim_period": 100000, "flush_ceiling": 33, "latr_ticks": 2,
+    "quarantine_slots": 64, "gen_bits": 30,
 }  # fmt: skip
 """Linux 6.1; every other preset is written as the difference to it."""
 
@@ -39,10 +39,10 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 NUM_CHOICES: dict[str, int] = {
     "reclaim_flush": 5, "defer_pages": 3, "debt_merge": 2, "absorb": 2, "targets": 2, "credit": 3, "kept_debt": 3, "debt_scope": 2,
-    "pending_to": 2, "buddy_tag": 2, "buddy_merge": 2, "refill_tag": 2, "atomic_alloc": 2, "gather_flush": 5, "batched_pending": 2,
-    "munmap_debt_rule": 6, "marker_fault": 2, "va_rule": 2, "write_fault_flush": 4, "mmap_flush": 2, "file_write_flush": 2,
-    "invalidate_flush": 2, "cow_flush": 2, "flush_dirty": 2, "switch_flush": 2, "lazy_skip": 2, "mask_on_switch": 2,
-    "reclaim_remove": 2, "transport": 2,
+    "pending_to": 2, "buddy_tag": 2, "buddy_merge": 2, "refill_tag": 2, "atomic_alloc": 2, "init_on_free": 4, "gather_flush": 5,
+    "batched_pending": 2, "munmap_debt_rule": 6, "marker_fault": 2, "va_rule": 2, "write_fault_flush": 4, "mmap_flush": 2,
+    "file_write_flush": 2, "invalidate_flush": 2, "cow_flush": 2, "flush_dirty": 2, "switch_flush": 2, "lazy_skip": 2,
+    "mask_on_switch": 2, "reclaim_remove": 2, "transport": 2,
 }  # fmt: skip
 """How many values each field of choices has; they are 0, 1, .."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import flush, frames
+from . import allocation, flush, frames
 from .counting import Counts
 from .state import BATCH, CORRUPT, Frame, State
 
 NEVER, PAGE, _, TAKE_OFF, OWNER = range(5)
 READ_ONLY, CLEAN, ANY = range(3)
+PAID, REFUSED = 2, 3
 VMA_FLAG, PTE_MARKER, PENDING, GATHER_HOOK = 1, 2, 3, 5
 
 
@@ -71,7 +72,7 @@ def unmap(s: State, n: Counts, f: int, i: int) -> None:
 
 def _is_admitted(s: State, frame: Frame, any_dirty: bool, must_write: bool) -> bool:
     """Whether the policy lets the flush of this frame wait."""
-    if s.policy["reclaim_flush"] not in (TAKE_OFF, OWNER):
+    if s.policy["reclaim_flush"] not in (TAKE_OFF, OWNER) or s.policy["init_on_free"] == REFUSED:
         return False
     admits = s.policy["defer_pages"]
     if admits == READ_ONLY:
@@ -140,11 +141,15 @@ def drain(s: State, n: Counts, i: int) -> None:
     s.D = set()
     if s.need_flush:
         flush_now(s, n, i, "reclaim")
+    if s.policy["init_on_free"] == PAID:
+        allocation.discharge_all(s, n, i, "reclaim")
     for f, _ in s.batch:
         frame = s.frames[f]
         if frame.state != BATCH:
             continue
         if s.backings[frame.page].home == f:
             s.backings[frame.page].home = None
+        if s.policy["init_on_free"] == PAID:
+            frames.forget_debt(frame)
         frames.free(s, n, f, i)
     s.batch = []

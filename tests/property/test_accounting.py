@@ -13,7 +13,7 @@ from tests.differential.drawing import SKIP, Drawn, machines, row_of
 from tests.differential.pair import fault_of, params_of, shape_of, states_after, trace_of
 from tests.oracle import Oracle
 
-FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE = range(6)
+FREE, USED, BATCH, HELD, FOREIGN, QUARANTINE, TAKEN = range(7)
 SHAPE = 0
 
 
@@ -56,6 +56,7 @@ def check_frames(whole: dict[str, Any], frames_in_use: int) -> None:
     batch = sorted({f for f, _ in whole["batch"] if state[f] == BATCH})
     places = {
         FREE: free_frames(whole), USED: whole["lru"], BATCH: batch, HELD: held, FOREIGN: whole["foreign"], QUARANTINE: waiting,
+        TAKEN: [taken[0] for taken in whole["taken"] if taken],
     }  # fmt: skip
     for name, frames in places.items():
         assert {state[f] for f in frames} <= {name}
