@@ -24,6 +24,7 @@ TLB shootdowns under lazy unmap flush policies, simulated in batches.
   run [OVERRIDE ...]              simulate a sweep (lufjax run --help lists every setting)
   scenario FILE [policy=NAME]     play a hand-written scenario and check what it expects (--json)
   matrix [FILE ...] [policy=A,B]  every scenario under every policy (--figure FILE, --json)
+  explore policy=NAME [machine=NAME]  search every order of events for violations (lufjax explore --help)
   litmus FILE ... | --all         play kernel micro-step files and check what they expect (--json)
   policy list | show A | diff A B rules of the presets
   workload list                   workloads of the presets
@@ -161,6 +162,33 @@ def _matrix(arguments: list[str]) -> int:
     return matrix.main(scenarios, presets, figure, options.json)
 
 
+def _explore(arguments: list[str]) -> int:
+    from lufjax.presets import find_config, policy_words
+    from lufjax.search import options as search_options
+
+    parser = OneLineParser(
+        prog="lufjax explore", description="Search the orders of a few events for violations; docs/EXPLORE.md.",
+        epilog=search_options.usage(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="+", help="policy=NAME, policy.RULE=VALUE, and KEY=VALUE as below")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    chosen = _pairs(options.overrides, ("policy", "machine", *search_options.KEYS), prefix="policy.")
+    rules = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
+    if "policy" not in chosen:
+        raise ValueError("policy: missing; as in lufjax explore policy=luf_v10")
+    words = policy_words(str(chosen["policy"]), rules)
+    path = find_config("explore", str(chosen.get("machine", "tiny")))
+    from lufjax.provenance import refuse_broken_jax
+
+    refuse_broken_jax()
+    from lufjax.search import answer
+    from lufjax.search.alphabet import load_alphabet
+
+    alphabet = load_alphabet(path)
+    return answer.main(alphabet, str(chosen["policy"]), words, search_options.read(chosen, alphabet), options.json)
+
+
 def _litmus(arguments: list[str]) -> int:
     parser = OneLineParser(prog="lufjax litmus", description="Play kernel micro-step files in one batch; format: docs/LITMUS.md.")
     parser.add_argument("files", nargs="*", help="litmus files, or names of shipped ones (K02, L01_fixed)")
@@ -288,6 +316,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "scenario": _scenario,
     "matrix": _matrix,
+    "explore": _explore,
     "litmus": _litmus,
     "policy": _policy,
     "workload": _workload,

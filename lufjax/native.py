@@ -148,24 +148,80 @@ def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.
     b.ret(b.load(bad))
 
 
+def emit_map(module: ir.Module, kernel: ir.Function, numbers: dict[str, int]) -> None:
+    """``void map_lanes(bases, strides, begin, end)``: the kernel once on every lane."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer(), I64.as_pointer(), I64, I64]), name="map_lanes")
+    bases, strides, begin, end = function.args
+    entry, head, body, leave = (function.append_basic_block(name) for name in ("entry", "head", "body", "leave"))
+    b = ir.IRBuilder(entry)
+    own = b.alloca(POINTER, size=I64(len(numbers)))
+    b.branch(head)
+    b.position_at_end(head)
+    lane = b.phi(I64)
+    lane.add_incoming(begin, entry)
+    b.cbranch(b.icmp_signed("<", lane, end), body, leave)
+    b.position_at_end(body)
+    for number in numbers.values():
+        offset = b.mul(lane, b.load(b.gep(strides, [I64(number)])))
+        b.store(b.gep(b.load(b.gep(bases, [I64(number)])), [offset]), b.gep(own, [I64(number)]))
+    b.call(kernel, [own])
+    lane.add_incoming(b.add(lane, I64(1)), body)
+    b.branch(head)
+    b.position_at_end(leave)
+    b.ret_void()
+
+
+def compile_map(function: Callable[[MachineState], jax.Array], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> tuple[NativeProgram, int]:
+    """Compile a function of one machine to a row of ``int32``: ``run(bases, strides, begin, end)`` fills the array ``out`` of each lane.
+
+    Args:
+        function: of a machine between two events; its operations are those that :mod:`lufjax.lowering` translates.
+        arrays: shape and dtype of each array of the state, in its order.
+
+    Returns:
+        The program, for the arrays of the state and then ``out``; and the width of a row.
+    """
+
+    def whole(array: str) -> jax.Array:
+        size, dtype = arrays[array]
+        return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
+
+    closed = jax.make_jaxpr(lambda: function(MachineState(*(whole(name) for name in MachineState._fields))))()
+    width = int(closed.out_avals[0].shape[0])
+    numbers = {name: number for number, name in enumerate([*MachineState._fields, "out"])}
+    module = ir.Module(name="lufjax_map")
+    kernel = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer()]), name="kernel")
+    kernel.linkage = "internal"
+    lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), kernel.args[0], numbers)
+    values = lowering.run(closed)[0]
+    for index in range(width):
+        lowering.builder.store(values[index], lowering.address("out", (), (width,), [], [index]))
+    lowering.builder.ret_void()
+    emit_map(module, kernel, numbers)
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    return _machine_code(module, "map_lanes", ctypes.CFUNCTYPE(None, pointer, pointer, long, long)), width
+
+
 @lru_cache(maxsize=32)
 def compile_program(shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> NativeProgram:
     """Compile for this machine's CPU."""
     module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    return _machine_code(module, "run_lanes", ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, pointer, long, pointer, long, long))
+
+
+def _machine_code(module: ir.Module, name: str, prototype: Any) -> NativeProgram:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
     )
     parsed = llvm.parse_assembly(str(module))
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    passes = llvm.create_pass_builder(target, options)
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(parsed, passes)
     engine = llvm.create_mcjit_compiler(parsed, target)
     engine.finalize_object()
-    pointer, long = ctypes.c_void_p, ctypes.c_int64
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, pointer, long, pointer, long, long)
-    return NativeProgram(engine, prototype(engine.get_function_address("run_lanes")))
+    return NativeProgram(engine, prototype(engine.get_function_address(name)))
 
 
 def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:

@@ -97,6 +97,18 @@ def describe(config: Mapping[str, Any], run_id: str, overrides: list[str], began
     }
 
 
+def environment() -> dict[str, Any]:
+    """Code, versions and device of a command that is no sweep, JSON-serialisable."""
+    import jax
+
+    packages = ("jax", "jaxlib", "numpy", "llvmlite")
+    return {
+        "command": Path(sys.argv[0]).name + " " + " ".join(sys.argv[1:]), **git_state(), "code_sha256": code_digest(),
+        "versions": {"lufjax": __version__, "python": platform.python_version()} | {name: installed_version(name) for name in packages},
+        "device": jax.devices()[0].device_kind, "num_cores": os.cpu_count(), "ended": now().isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
 def now() -> datetime:
     """The time, UTC."""
     return datetime.now(UTC)

@@ -97,7 +97,7 @@ def play(scenario: Scenario, policy: str, words: Mapping[str, Any], build: Build
         except EngineFault as fault:
             raise ValueError(f"{scenario.path}: events entry {line} ({event}): {fault}") from fault
         after = _read(machine)
-        events.append(view(number, line, event, row, before, after, scenario.num_processes, words))
+        events.append(view(number, line, event, row, before, after, scenario.sizes["num_processes"], words))
         before = after
     counted = {kind.name: before.violations["loads"][kind] + before.violations["stores"][kind] for kind in Violation}
     violations = {name: count for name, count in counted.items() if count}
@@ -136,7 +136,12 @@ def timeline(result: ScenarioResult) -> str:
     ]
     holds = "holds" if result.holds else "does not hold"
     end = f"expected {verdict_of(result.expected)} ({holds}); verdict: {result.verdict}"
-    return "\n".join([*head, *table(result.events, scenario.num_processes), "", LEGEND, "", end])
+    return "\n".join([*head, *events_table(result), "", LEGEND, "", end])
+
+
+def events_table(result: ScenarioResult) -> list[str]:
+    """The timeline of a result, line by line."""
+    return table(result.events, result.scenario.sizes["num_processes"])
 
 
 def summary(results: list[ScenarioResult]) -> str:

@@ -47,7 +47,7 @@ class Scenario:
     Attributes:
         name: the name of the file without its suffix.
         shape: compiled sizes, those of the file rounded up.
-        num_cpus, num_processes: as in the file.
+        sizes: those of the file: ``num_cpus`` and the others of ``SIZES``.
         params: numbers of :class:`MachineParams`, without the policy.
         words: what each event row does.
         entries: the entry of the file that each event row comes from, from 1.
@@ -59,8 +59,7 @@ class Scenario:
     title: str
     source: str
     shape: MachineShape
-    num_cpus: int
-    num_processes: int
+    sizes: dict[str, int]
     params: dict[str, int]
     trace: Trace
     words: tuple[str, ...]
@@ -120,8 +119,8 @@ def _scenario(path: Path, content: Any) -> Scenario:
         loaded=loaded, num_file_pages=shape.num_file_pages, num_anon=shape.num_anon, attrs={"name": path.stem},
     )  # fmt: skip
     return Scenario(
-        path=path, name=path.stem, title=_text(fields, "title"), source=_text(fields, "source"), shape=shape, num_cpus=sizes["num_cpus"],
-        num_processes=sizes["num_processes"], params=params, trace=trace, words=tuple(events.words), entries=tuple(events.entries),
+        path=path, name=path.stem, title=_text(fields, "title"), source=_text(fields, "source"), shape=shape, sizes=sizes,
+        params=params, trace=trace, words=tuple(events.words), entries=tuple(events.entries),
         expect=_expect(fields["expect"]),
     )  # fmt: skip
 

@@ -1,0 +1,138 @@
+"""Where a search keeps its states: in memory, or in a directory from which an interrupted search goes on at its last finished level."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEP = np.dtype([("state", np.int64), ("entry", np.int32)])
+"""How a state was reached first: from which state, by which entry."""
+SMALL = 512
+"""Rows below which a block is put together with the next."""
+
+
+class Level:
+    """States that are followed together: blocks of rows, and the entry by which each was reached (-1 for the start)."""
+
+    def __init__(self, blocks: list[np.ndarray], last: np.ndarray) -> None:
+        self._blocks, self._last = blocks, last
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def parts(self, most: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Number of the first state, rows and last entries of up to ``most`` states at a time."""
+        first = 0
+        for block in self._blocks:
+            for start in range(0, len(block), most):
+                rows = block[start : start + most]
+                yield first + start, rows, self._last[first + start : first + start + len(rows)]
+            first += len(block)
+
+    def sample(self, most: int) -> np.ndarray:
+        """Some rows of all over the level."""
+        share = max(1, len(self) // most)
+        return np.concatenate([block[::share] for block in self._blocks])[:most] if len(self) else np.zeros((0, 0), np.int32)
+
+
+class Storage:
+    """Levels and paths of one search.
+
+    Args:
+        directory: made by the caller; None keeps everything in memory.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._steps = [np.zeros(0, STEP)]
+
+    @property
+    def keys_path(self) -> Path | None:
+        """File for the keys."""
+        return None if self._directory is None else self._directory / "keys.bin"
+
+    def writer(self) -> LevelWriter:
+        """A level that is about to be found."""
+        return LevelWriter(None if self._directory is None else self._directory / "next.bin")
+
+    def steps(self) -> np.ndarray:
+        """How each state but the first was reached."""
+        self._steps = [np.concatenate(self._steps)]
+        return self._steps[0]
+
+    def path(self, state: int) -> tuple[int, ...]:
+        """Entries from the start to a state."""
+        steps, found = self.steps(), []
+        while state:
+            found.append(int(steps["entry"][state - 1]))
+            state = int(steps["state"][state - 1])
+        return tuple(reversed(found))
+
+    def save(self, level: LevelWriter, facts: Mapping[str, Any]) -> Level:
+        """A finished level: it and ``facts`` are what a later search goes on from."""
+        blocks, steps = level.close()
+        self._steps.append(steps)
+        if self._directory is None:
+            return Level(blocks, steps["entry"])
+        number = facts["coverage"]["levels"]
+        with open(self._directory / "steps.bin", "r+b" if number > 1 else "wb") as file:
+            file.seek(STEP.itemsize * (facts["coverage"]["states"] - 1 - len(steps)))
+            steps.tofile(file)
+        os.replace(self._directory / "next.bin", self._directory / f"level_{number}.bin")
+        draft = self._directory / "checkpoint.json.draft"
+        draft.write_text(json.dumps(dict(facts)))
+        os.replace(draft, self._directory / "checkpoint.json")
+        (self._directory / f"level_{number - 1}.bin").unlink(missing_ok=True)
+        return Level(blocks, steps["entry"])
+
+    def load(self, width: int) -> tuple[dict[str, Any], Level] | None:
+        """Facts and states of the last finished level, if there is one."""
+        if self._directory is None or not (self._directory / "checkpoint.json").exists():
+            return None
+        facts = json.loads((self._directory / "checkpoint.json").read_text())
+        steps = np.fromfile(self._directory / "steps.bin", STEP, facts["coverage"]["states"] - 1)
+        self._steps = [steps]
+        rows = _rows(self._directory / f"level_{facts['coverage']['levels']}.bin", width)
+        return facts, Level([rows], steps["entry"][len(steps) - len(rows) :])
+
+
+class LevelWriter:
+    """Rows of new states and how they were reached, in the order of their numbers."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._file = path, None if path is None else path.open("wb")
+        self._rows: list[np.ndarray] = []
+        self._steps: list[np.ndarray] = [np.zeros(0, STEP)]
+        self._width = 0
+
+    def add(self, rows: np.ndarray, states: np.ndarray, entries: np.ndarray) -> None:
+        """More states."""
+        self._width = rows.shape[1]
+        if self._file is None and len(self._rows) and len(self._rows[-1]) < SMALL:
+            self._rows[-1] = np.concatenate([self._rows[-1], rows])
+        elif self._file is None:
+            self._rows.append(rows)
+        else:
+            rows.tofile(self._file)
+        steps = np.empty(len(rows), STEP)
+        steps["state"], steps["entry"] = states, entries
+        self._steps.append(steps)
+
+    def close(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Blocks of rows, and steps."""
+        steps = np.concatenate(self._steps)
+        if self._file is None or self._path is None:
+            return self._rows, steps
+        self._file.close()
+        return [_rows(self._path, self._width)], steps
+
+
+def _rows(path: Path, width: int) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.zeros((0, width), np.int32)
+    return np.memmap(path, np.int32, "r").reshape(-1, width)

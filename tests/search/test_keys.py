@@ -1,0 +1,126 @@
+"""States with equal keys allow the same events, with the same verdicts, and lead to equal keys."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lufjax.policy import CHOICES, FlushPolicy
+from lufjax.presets import config_dir, load_policy
+from lufjax.search import keys, symmetry
+from lufjax.search.alphabet import Alphabet, load_alphabet
+from lufjax.search.successors import Batch, Machine
+from tests.oracle.policies import random_policy
+
+MACHINES = sorted(path.stem for path in (config_dir() / "explore").glob("*.yaml"))
+POLICIES = ("linux", "luf_naive", "luf_v10", "luf_vma_flag", "luf_pte_marker", "fpr", "never")
+SEQUENCES, LENGTH, PAIRS = 256, 24, 20
+
+
+def alphabet_of(name: str) -> Alphabet:
+    """A shipped machine."""
+    return load_alphabet(config_dir() / "explore" / f"{name}.yaml")
+
+
+def random_states(machine: Machine, seed: int) -> Iterator[np.ndarray]:
+    """Rows of many machines after each event of random sequences; those that violated stay where they were."""
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(machine.start, SEQUENCES, axis=0)
+    for _ in range(LENGTH):
+        yield rows
+        batch = machine.after(rows.copy(), rng.integers(0, len(machine.alphabet.rows), len(rows)))
+        stays = (batch.violations > 0).any(1)
+        rows = np.where(np.expand_dims(stays, 1), rows, batch.rows)
+
+
+def outcomes(batch: Batch, own: slice) -> list[tuple[bool, bytes, bytes]]:
+    """What the events of one state lead to, whatever the names of the events."""
+    ends = zip(batch.enabled[own], batch.violations[own], batch.keys[own], strict=True)
+    return sorted((bool(on), bad.tobytes(), key.tobytes() if on and not bad.any() else b"") for on, bad, key in ends)
+
+
+def twins(machine: Machine, seed: int) -> list[np.ndarray]:
+    """Pairs of different states with one key, one after the other; from all over the sequences."""
+    met: dict[bytes, np.ndarray] = {}
+    found: list[np.ndarray] = []
+    for rows in random_states(machine, seed):
+        own = 0
+        for key, row in zip(machine.keys(rows), rows, strict=True):
+            first = met.setdefault(key.tobytes(), row)
+            if own < PAIRS and not (first == row).all():
+                found += [first, row]
+                own += 1
+    return found
+
+
+def disagreements(machine: Machine, seed: int) -> tuple[int, int]:
+    """Pairs of different states with one key that were looked at, and those of them whose events end differently."""
+    n, pairs = len(machine.alphabet.rows), np.array(twins(machine, seed))
+    batch = machine.after(np.repeat(pairs, n, axis=0), np.tile(np.arange(n), len(pairs)))
+    every = [outcomes(batch, slice(first, first + n)) for first in range(0, len(batch.rows), n)]
+    return len(pairs) // 2, sum(a != b for a, b in zip(every[::2], every[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("reduced", [True, False], ids=["symmetry", "named"])
+def test_equal_keys_have_equal_futures(name: str, reduced: bool) -> None:
+    alphabet = alphabet_of(name)
+    machine = Machine(alphabet, load_policy(POLICIES[0]), LENGTH + 2, symmetry=reduced)
+    for seed, policy in enumerate(POLICIES):
+        pairs, wrong = disagreements(machine.with_policy(load_policy(policy)), seed)
+        assert pairs > 100
+        assert not wrong, policy
+
+
+def test_a_policy_of_random_rules_has_them_too() -> None:
+    rng = random.Random(0)
+    for seed in range(5):
+        policy = FlushPolicy(**random_policy(rng, 4) | {"mask_on_switch": 0})
+        policy = policy._replace(gather_flush=policy.gather_flush % CHOICES["gather_flush"].index("ticks"))
+        assert not disagreements(Machine(alphabet_of("tiny"), policy, LENGTH + 2, symmetry=True), seed)[1], policy
+
+
+def test_a_key_without_the_tlbs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = keys._tlb
+    monkeypatch.setattr(keys, "_tlb", lambda *arguments: [jnp.zeros_like(part) for part in real(*arguments)])
+    assert disagreements(Machine(alphabet_of("tiny"), load_policy("luf_v10"), LENGTH + 2, symmetry=False), 1)[1]
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_renamed_sequence_ends_in_the_same_state(name: str) -> None:
+    alphabet = alphabet_of(name)
+    machine = Machine(alphabet, load_policy("luf_v10"), LENGTH + 2, symmetry=True)
+    number = {rows.tobytes(): entry for entry, rows in enumerate(alphabet.rows)}
+    rng = np.random.default_rng(5)
+    for renaming in symmetry.renamings(alphabet):
+        image = np.array([number[symmetry.renamed_rows(rows, renaming).tobytes()] for rows in alphabet.rows])
+        ours = np.repeat(machine.start, 256, axis=0)
+        theirs = ours.copy()
+        for _ in range(LENGTH):
+            entries = rng.integers(0, len(alphabet.rows), len(ours))
+            a, b = machine.after(ours, entries), machine.after(theirs, image[entries])
+            assert (a.enabled == b.enabled).all()
+            assert (a.violations == b.violations).all()
+            clean = ~(a.violations > 0).any(1)
+            assert (a.keys[clean] == b.keys[clean]).all()
+            ours, theirs = a.rows[clean], b.rows[clean]
+
+
+def test_pair_has_four_renamings() -> None:
+    assert len(symmetry.renamings(alphabet_of("pair"))) == 4
+    assert len(symmetry.renamings(alphabet_of("tiny"))) == 1
+
+
+def test_a_bounded_tlb_keeps_its_order_of_use(tmp_path: Path) -> None:
+    text = (config_dir() / "explore" / "pair.yaml").read_text()
+    path = tmp_path / "evicts.yaml"
+    path.write_text(text.replace("num_vpns: 2", "num_vpns: 2, l1: {sets: 1, ways: 1}, l2: {sets: 1, ways: 1}"))
+    machine = Machine(load_alphabet(path), load_policy("luf_v10"), LENGTH + 2, symmetry=True)
+    pairs, wrong = disagreements(machine, 0)
+    assert pairs > 100
+    assert not wrong
