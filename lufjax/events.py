@@ -46,6 +46,7 @@ class Op(enum.IntEnum):
     TRUNCATE = 21
     MADVISE_FREE = 22
     EXIT = 23
+    MREMAP = 24
 
 
 class MicroOp(enum.IntEnum):

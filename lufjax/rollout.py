@@ -34,6 +34,7 @@ from lufjax.phases import (  # fmt: skip
     lazyfree,
     mapping,
     micro,
+    move,
     other,
     process,
     reclaim,
@@ -73,6 +74,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "withdraw": invalidate.withdraw,
     "lazyfree": lazyfree.lazyfree,
     "mark": lazyfree.mark,
+    "mremap": move.mremap,
     "process": process.process,
     "complete": other.complete,
     "release": finish.release,
@@ -84,8 +86,8 @@ _OF_FILES = {Op.REMOTE_WRITE, Op.TRUNCATE}
 _OF_ALLOCATIONS = {Op.TAKE_OFF, Op.DISCHARGE}
 _HALVES = _OF_FAULTS | _OF_ALLOCATIONS
 
-_GATHERED = {Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT}
-_OF_MAPPINGS = {Op.MADVISE_FREE, Op.EXIT}
+_GATHERED = {Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.MREMAP}
+_OF_MAPPINGS = {Op.MADVISE_FREE, Op.EXIT, Op.MREMAP}
 """Mapping calls that arrive in ``other``."""
 
 _OPTIONAL = {
@@ -95,7 +97,7 @@ _OPTIONAL = {
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, *_OF_FILES},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, Op.MREMAP, *_OF_FILES},
     "other": {
         Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_HALVES, *_OF_FILES, *_OF_MAPPINGS,
         *MicroOp,
@@ -108,6 +110,7 @@ _OPTIONAL = {
     "withdraw": _OF_FILES,
     "lazyfree": {Op.MADVISE_FREE},
     "mark": {Op.MADVISE_FREE},
+    "mremap": {Op.MREMAP},
     "process": {Op.EXIT},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }

@@ -158,6 +158,23 @@ class EventList:
             self.page_vma[process, first : first + count] = -1
         return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
 
+    def _mremap(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        pages, *more = arguments or [""]
+        fields = _fields([word for word in more if word != "open"], ("to",))
+        first, count = self._pages(pages)
+        if "to" not in fields:
+            raise ValueError("to: missing; allowed is to=PAGE")
+        process, to = self._process(cpu), _number("to", fields["to"], self.num_vpns - count)
+        rows, _ = gather_calls(op, first, np.array([count]))
+        rows[:count, 2] = np.arange(to, to + count)
+        for vpn, new in zip(range(first, first + count), range(to, to + count), strict=True):
+            self.page_vma[process, new], self.page_vma[process, vpn] = self.page_vma[process, vpn], -1
+            self.page_backing[process, new] = self.page_backing[process, vpn]
+            if self.page_backing[process, new] != ANON:
+                self.mappers.setdefault(int(self.page_backing[process, new]), set()).add((process, new))
+        words = [f"mremap {vpn} to={arg}" if code == op else "gather_finish" for code, vpn, arg, _ in rows.tolist()]
+        return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
+
     def _exit(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if arguments:
             raise ValueError(f"{' '.join(arguments)}: nothing more is allowed")
@@ -252,6 +269,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "mprotect": (f"mprotect {_GATHER_USAGE} prot=none|r|rw", EventList._gather),
     "madvise_dontneed": (f"madvise_dontneed {_GATHER_USAGE}", EventList._gather),
     "madvise_free": (f"madvise_free {_GATHER_USAGE}", EventList._gather),
+    "mremap": ("mremap PAGES to=PAGE [open]", EventList._mremap),
     "exit": ("exit", EventList._exit),
     "gather_finish": ("gather_finish [tables]", EventList._finish),
     "file_write": ("file_write F", EventList._file),

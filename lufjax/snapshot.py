@@ -17,7 +17,7 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
         Lists indexed by cpu, process, vpn, frame or backing; CPU sets as integers; lists of frames in order (``free`` and ``pcp`` from the
         head, ``lru`` from the oldest). ``pages``: present, writable, accessed, dirty, marker, frame, vma, backing, promise mapped, writable,
         backing, epoch, changed. ``frames``: state, handed, content backing and version, rmap slots, refs, owed, tag, owner, since,
-        tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent.
+        tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent, shared.
     """
     cpu, mm, scalars = s.cpu, s.mm, {name: int(st.scalar(s, name)) for name in st.BANK_OF}
     masks = dict(zip(st.MASKS, s.masks, strict=True))
@@ -117,8 +117,8 @@ def _frames(s: st.MachineState) -> list[list[Any]]:
 
 
 def _backings(shape: MachineShape, s: st.MachineState) -> list[list[int]]:
-    parents = [-1] * shape.num_file_pages + s.parent.tolist()
+    parents, shared = [-1] * shape.num_file_pages + s.parent.tolist(), [0] * shape.num_file_pages + s.shared.tolist()
     return [
-        [row[st.TRUTH], row[st.STORED], row[st.HOME] & 1, row[st.HOME] >> 2, (row[st.HOME] >> 1) & 1, parent]
-        for row, parent in zip(s.backing.tolist(), parents, strict=True)
+        [row[st.TRUTH], row[st.STORED], row[st.HOME] & 1, row[st.HOME] >> 2, (row[st.HOME] >> 1) & 1, parent, users]
+        for row, parent, users in zip(s.backing.tolist(), parents, shared, strict=True)
     ]

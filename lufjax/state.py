@@ -69,6 +69,7 @@ class MachineState(NamedTuple):
     link: Any  # [F + 1, 2]; row F is the end of the inactive list: next = oldest, prev = newest
     backing: Any  # [B, 3]
     parent: Any  # [NA]
+    shared: Any  # [NA] pages that refer to an anonymous backing, beside the first
     anon_pool: Any  # [NA]
     free_ring: Any  # [power of two >= F]
     pcp_ring: Any  # [C, power of two >= pcp_slots]
@@ -201,6 +202,7 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         gather=full((c, 6)), held=full((c, shape.gather_slots)),
         pte=full((p * v,)), page=page.reshape(p * v, 5), vma=vma, vma_flag=full((shape.num_vmas,)), frame=frame,
         owed=np.zeros((f, w), np.uint32), rmap=full((f, shape.rmap_slots), -1), link=link, backing=backing, parent=full((na,), -1),
+        shared=full((na,)),
         anon_pool=np.arange(shape.num_file_pages + na - 1, shape.num_file_pages - 1, -1, dtype=np.int32), free_ring=free_ring,
         pcp_ring=full((c, ring_size(shape.pcp_slots))), pcp=full((c, 2)), taken=full((c, 5), -1),
         taken_owed=np.zeros((c, w), np.uint32), batch=full((shape.batch_slots,)), foreign=full((f,)),

@@ -23,6 +23,11 @@ _PAGE_STEPS = (
     MicroOp.MAP, MicroOp.SET_PTE, MicroOp.CLEAR_PTE, MicroOp.WRITE_PROTECT, MicroOp.MAKE_CLEAN, MicroOp.FLUSH_PAGE, MicroOp.FILL, MicroOp.RETURN,
     MicroOp.PERMIT,
 )  # fmt: skip
+_OF_CURRENT = (
+    Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE,
+    Op.MREMAP, Op.EXIT, Op.FAULT_INSTALL, Op.FAULT_FINISH,
+)  # fmt: skip
+"""Events of a page of the process that the CPU has loaded."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def _page_table(row: Sequence[int], before: dict[str, Any], after: dict[str, Any
 
 def _is_named(row: Sequence[int], state: dict[str, Any], process: int, vpn: int) -> bool:
     cpu, op, named, arg, _ = row
-    if op in (Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.FAULT_INSTALL, Op.FAULT_FINISH):
+    if op in _OF_CURRENT:
         return named == vpn and state["loaded"][cpu] == process
     return (op == Op.RECLAIM or op in _PAGE_STEPS) and named == vpn and arg == process
 

@@ -33,7 +33,7 @@ typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
        SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, MADVISE_FREE,
-       EXIT, NUM_OPS };
+       EXIT, MREMAP, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8, VMA_ANON = 16 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
@@ -110,7 +110,7 @@ struct frame {
     int32_t state;
     bool on_free;       /* on the global list */
 };
-struct backing { int32_t truth, stored, home, parent; uint8_t on_store, harvested; };
+struct backing { int32_t truth, stored, home, parent, shared; uint8_t on_store, harvested; };
 struct file_page { cpuset owed; int32_t clock; };
 struct quarantined { int32_t frame, kind, stamp, process; };
 struct sample { int64_t scalar[NUM_SCALARS], histogram[NUM_HISTOGRAMS][NUM_BUCKETS], received[MAX_CPUS], violations[NUM_CLASSES][2]; };
@@ -504,6 +504,10 @@ static int fresh_id(struct machine *M, int parent) {
 }
 
 static void release_id(struct machine *M, int b) {
+    if (M->backing[b].shared > 0) {
+        M->backing[b].shared--;
+        return;
+    }
     M->anon_pool[M->num_pool++] = b;
     clear_home(M, b);
 }
@@ -1133,6 +1137,12 @@ static void debt_rule(struct machine *M, int c, int m, int v, struct gather *gat
     }
 }
 
+static bool is_held_by(const struct gather *gather, int f) {
+    for (int k = 0; k < gather->num_held; k++)
+        if (gather->held[k] == f) return true;
+    return false;
+}
+
 static void hold(struct machine *M, struct gather *gather, int f) {
     M->frame[f].refs++;
     if (gather->num_held < M->shape->gather_slots) gather->held[gather->num_held++] = f;
@@ -1201,13 +1211,53 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
     note_cleared(gather, v);
 }
 
+/* A page is mapped where none was: pay what the address owes. */
+static void settle_marker(struct machine *M, int c, int m, int v) {
+    struct page *page = &M->page[m * M->num_vpns + v];
+    if (!page->marker) return;
+    if (M->lane->va_rule) {
+        if (M->process[m].va_debt) flush_mm(M, c, m, ALL, false, PAY_MAPPING);
+    } else if (M->lane->munmap_debt_rule == DEBT_PTE_MARKER) {
+        flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
+    } else {
+        return;
+    }
+    page->marker = 0;
+}
+
+/* MREMAP: page v moves to w, where nothing is mapped; its frame is kept until the old address is flushed. */
+static void move_page(struct machine *M, int c, int m, int v, int w, struct gather *gather) {
+    struct page *page = &M->page[m * M->num_vpns + v], *to = &M->page[m * M->num_vpns + w];
+    settle_marker(M, c, m, w);
+    if (page->present) {
+        int32_t *slot = M->rmap + (size_t)page->frame * M->rmap_slots, r = 0;
+        while (slot[r] != m * M->num_vpns + v) r++;
+        if (!is_held_by(gather, page->frame)) hold(M, gather, page->frame);
+        note_cleared(gather, v);
+        to->present = 1;
+        to->writable = page->writable;
+        to->accessed = page->accessed;
+        to->dirty = page->dirty;
+        to->frame = page->frame;
+        clear_pte(M, page);
+        slot[r] = m * M->num_vpns + w;
+    }
+    to->vma = page->vma;
+    to->backing = page->backing;
+    page->vma = NONE;
+    page->backing = NONE;
+    advance_promise(M, to, false);
+    to->epoch = M->now;
+    if (is_anon(M, to->backing)) M->backing[to->backing].shared++;
+}
+
 /* MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call. */
 static void let_go(struct machine *M, struct page *page, int v, struct gather *gather) {
     if (!page->present) {
         if (M->backing[page->backing].home == NONE) make_lazyfree(M, page->backing);
         return;
     }
-    hold(M, gather, page->frame);
+    if (!is_held_by(gather, page->frame)) hold(M, gather, page->frame);
     if (page->accessed || page->dirty) note_cleared(gather, v);
     if (page->dirty) page->changed = M->now;
     page->accessed = page->dirty = 0;
@@ -1236,8 +1286,10 @@ static bool page_event(struct machine *M, int c, int op, int v, int arg) {
     struct gather *gather = &M->cpu[c].gather;
     if (!may_map(M, c, !is_shared_kind(op)) || (gather->kind && gather->kind != op)) return false;
     int m = M->cpu[c].loaded;
-    if (op == EXIT && runs_elsewhere(M, c, m)) return false;
     struct page *page = &M->page[m * M->num_vpns + v];
+    const struct page *to = &M->page[m * M->num_vpns + (op == MREMAP ? arg : v)];
+    if (op == EXIT && runs_elsewhere(M, c, m)) return false;
+    if (op == MREMAP && page->vma != NONE && (to->vma != NONE || to->promise_mapped)) return false;
     bool is_new = !gather->kind;
     if (is_new) {
         gather->kind = op;
@@ -1257,6 +1309,8 @@ static bool page_event(struct machine *M, int c, int op, int v, int arg) {
         zap(M, m, v, gather);
         page->vma = NONE;
         page->backing = NONE;
+    } else if (op == MREMAP) {
+        move_page(M, c, m, v, arg, gather);
     } else if (op == MADVISE_FREE) {
         let_go(M, page, v, gather);
     } else if (op == DONTNEED) {
@@ -1394,17 +1448,11 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
     struct page *page = &M->page[m * M->num_vpns + v];
     bool is_first = packed >= FIRST_PAGE;
     if (is_first && lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) forced_flush(M, c, m, M->vma[vma] & VMA_SHARED ? backing : NONE, PAY_MAPPING);
-    if (lane->va_rule && page->marker) {
-        if (mm->va_debt) flush_mm(M, c, m, ALL, false, PAY_MAPPING);
-        page->marker = 0;
-    }
+    if (lane->va_rule || page->vma == NONE) settle_marker(M, c, m, v);
     if (page->vma != NONE) {
         zap_now(M, c, m, v);
         page->vma = NONE;
         advance_promise(M, page, true);
-    } else if (lane->munmap_debt_rule == DEBT_PTE_MARKER && page->marker) {
-        flush_mm(M, c, m, one_page(v), false, PAY_MAPPING);
-        page->marker = 0;
     }
     if (is_first) M->vma_flag[vma] = 0;
     page->vma = (int16_t)vma;
@@ -1550,6 +1598,7 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case MPROTECT:
     case DONTNEED:
     case MADVISE_FREE:
+    case MREMAP:
     case EXIT: return page_event(M, c, op, v, arg);
     case GATHER_FINISH: return gather_finish(M, c, arg != 0);
     case FILE_WRITE: return file_write(M, c, arg);
@@ -1804,8 +1853,9 @@ static void put_memory(FILE *out, const struct machine *M) {
         fprintf(out, ",%d,%llu,%d,%d,%d,%d]", g->refs, (unsigned long long)g->owed, g->tag, g->owner, g->since, g->tag_clock);
     }
     fputs("],", out);
-    PUT_EACH("backings", S->num_file_pages + S->num_anon, "[%d,%d,%d,%d,%d,%d]", M->backing[k].truth, M->backing[k].stored,
-             M->backing[k].on_store, M->backing[k].home, M->backing[k].harvested, M->backing[k].parent);
+    PUT_EACH("backings", S->num_file_pages + S->num_anon, "[%d,%d,%d,%d,%d,%d,%d]", M->backing[k].truth, M->backing[k].stored,
+             M->backing[k].on_store, M->backing[k].home, M->backing[k].harvested, M->backing[k].parent,
+             M->backing[k].shared);
 }
 
 static void put_machine(FILE *out, const struct machine *M) {
@@ -1921,6 +1971,7 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case EXIT: return has_page;
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
+    case MREMAP: return has_page && is_within(arg, 0, S->num_vpns);
     case FILE_WRITE:
     case REMOTE_WRITE:
     case TRUNCATE: return is_within(arg, 0, S->num_file_pages);

@@ -141,9 +141,12 @@ def take_anon(m: Draft, parent: Array, enabled: Array, *, home: Array | int = -4
 
 
 def release_anon(m: Draft, backing: Array, enabled: Array) -> None:
-    """Give an anonymous backing back. It has no home any more: its page was zapped."""
-    m.put("anon_pool", m.r.anon_top, backing, enabled)
-    m.bump("anon_top", enabled)
+    """A page does not refer to an anonymous backing any more. The last one gives it back; it has no home any more: its page was zapped."""
+    index = backing - m.shape.num_file_pages
+    is_shared = m.get("shared", index) > 0
+    m.add("shared", index, -1, enabled & is_shared)
+    m.put("anon_pool", m.r.anon_top, backing, enabled & ~is_shared)
+    m.bump("anon_top", enabled & ~is_shared)
 
 
 def home_of(m: Draft, backing: Array) -> Array:

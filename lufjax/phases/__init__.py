@@ -90,6 +90,9 @@ class Phase(enum.IntEnum):
     LAZYFREE_MARK = 80  # folio_mark_lazyfree
     EXIT = 81  # exit_mmap, of one page
     LEAVE = 82  # the process has ended
+    MREMAP = 83  # move_ptes, of one page
+    MREMAP_SETTLE = 84
+    MREMAP_MOVE = 85
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -126,6 +129,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "withdraw": (Phase.WITHDRAW, Phase.WITHDRAW_FLAG, Phase.WITHDRAW_ZAP, Phase.WITHDRAW_SETTLE, Phase.WITHDRAW_PUT),
     "lazyfree": (Phase.LAZYFREE,),
     "mark": (Phase.LAZYFREE_MARK,),
+    "mremap": (Phase.MREMAP, Phase.MREMAP_SETTLE, Phase.MREMAP_MOVE),
     "process": (Phase.EXIT, Phase.LEAVE),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),

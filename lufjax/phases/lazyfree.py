@@ -10,7 +10,7 @@ from lufjax.events import Payer
 from lufjax.phases import Phase
 from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect
+from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect, is_held
 
 
 def lazyfree(m: Draft, enabled: Array) -> None:
@@ -23,8 +23,9 @@ def lazyfree(m: Draft, enabled: Array) -> None:
     m.put("pte", m.pid, jnp.where(present, pte & ~(st.PTE_ACCESSED | st.PTE_DIRTY), unmarked), enabled)
     m.put("page", (m.pid, st.CHANGED), m.now, changed & dirty)
     frame = pte >> st.PTE_SHIFT
-    m.add("frame", (frame, st.REFS), 1, enabled & present)
-    collect(m, gather, frame, enabled & present, changed | (enabled & marked))
+    holds = enabled & present & ~is_held(m, gather, frame)
+    m.add("frame", (frame, st.REFS), 1, holds)
+    collect(m, gather, frame, holds, changed | (enabled & marked))
     home = m.get("backing", page[st.BACKING], st.HOME)
     m.put("backing", (page[st.BACKING], st.HOME), -4 + 2, enabled & ~present & (home < 0))
     flushes = changed & (m.rules.gather_flush == GATHER_PAGE)

@@ -54,7 +54,7 @@ def mapping(m: Draft, enabled: Array) -> None:
     has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & old_flag
     m.put("vma_flag", jnp.maximum(vma, 0), 0, has_flag)
     hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
-    edits = jnp.where(m.op == Op.MADVISE_FREE, Phase.LAZYFREE, Phase.MAPPING_EDIT)
+    edits = jnp.where(m.op == Op.MADVISE_FREE, Phase.LAZYFREE, jnp.where(m.op == Op.MREMAP, Phase.MREMAP_SETTLE, Phase.MAPPING_EDIT))
     m.goto(edits, flag & ~has_flag)
     m.forced_flush(hook, edits, Payer.MAPPING, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
     m.flush_mm(has_flag, edits, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
@@ -146,6 +146,12 @@ def collect(m: Draft, gather: Array, held: Array, holds: Array, widens: Array) -
     end = jnp.where(was, jnp.maximum(gather[st.CE], m.v + 1), m.v + 1)
     span = jnp.where(widens, jnp.stack([jnp.ones_like(start), start, end]), gather[st.CLEARED : st.CE + 1])
     m.put("gather", (m.c, slice(st.CLEARED, st.NUM_HELD + 1)), jnp.concatenate([span, (slot + holds.astype(jnp.int32))[None]]), widens | holds)
+
+
+def is_held(m: Draft, gather: Array, frame: Array) -> Array:
+    """Whether the gather of this CPU keeps a frame already."""
+    held = m.get("held", m.c)
+    return ((held == frame) & (jnp.arange(held.shape[0]) < gather[st.NUM_HELD])).any()
 
 
 def _edited(m: Draft, pte: Array, page: Array, is_protect: Array) -> tuple[Array, Array, Array, Array]:

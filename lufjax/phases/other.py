@@ -74,6 +74,7 @@ def other(m: Draft, enabled: Array) -> None:
     _reclaim(m, begin & (m.op == Op.RECLAIM))
     m.goto(Phase.INVALIDATE, begin & ((m.op == Op.REMOTE_WRITE) | (m.op == Op.TRUNCATE)))
     m.goto(Phase.MAPPING, begin & (m.op == Op.MADVISE_FREE))
+    m.goto(Phase.MREMAP, begin & (m.op == Op.MREMAP))
     m.goto(Phase.EXIT, begin & (m.op == Op.EXIT))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
     m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))

@@ -14,7 +14,7 @@ from lufjax.events import ANON, EVENT_FIELDS, FIRST_PAGE, IDLE, Op, VmaFlag
 from lufjax.trace import Trace
 
 _SHARED = (Op.MADVISE_DONTNEED, Op.MADVISE_FREE)
-_EXCLUSIVE = (Op.MUNMAP, Op.MPROTECT, Op.EXIT)
+_EXCLUSIVE = (Op.MUNMAP, Op.MPROTECT, Op.MREMAP, Op.EXIT)
 _GATHERED = (*_EXCLUSIVE, *_SHARED)
 _HALVES = (Op.FAULT_INSTALL, Op.FAULT_FINISH, Op.TAKE_OFF, Op.DISCHARGE)
 _MAX_ANON = 1 << 40
@@ -172,8 +172,19 @@ class _Walk:
             self.pages_of_vma[vma] -= 1
             self.pages_of_vma[arg] += 1
             self.vma[process][vpn] = arg
+        elif op == Op.MREMAP:
+            self.move(row, process, vpn, arg)
         elif op == Op.MADVISE_DONTNEED:
             self.dontneed(process, vpn)
+
+    def move(self, row: int, process: int, vpn: int, to: int) -> None:
+        if not 0 <= to < self.trace.num_vpns:
+            self.fail(row, "arg", f"vpn: allowed are 0 .. {self.trace.num_vpns - 1}")
+        if self.vma[process][to] >= 0 or self.promise[process][to] is not None:
+            self.fail(row, "arg", f"page {to} of process {process} is mapped")
+        self.vma[process][to], self.backing[process][to] = self.vma[process][vpn], self.backing[process][vpn]
+        self.promise[process][to] = self.promise[process][vpn]
+        self.vma[process][vpn] = -1
 
     def detach(self, process: int, vpn: int) -> None:
         self.pages_of_vma[self.vma[process][vpn]] -= 1
@@ -235,7 +246,7 @@ class _Walk:
         op, process, pages = gather
         for vpn in pages if op not in (Op.MPROTECT, Op.MADVISE_FREE) else ():
             promise, is_mapped = self.promise[process][vpn], self.vma[process][vpn] >= 0
-            if promise is not None and promise >= _MAX_ANON and (not is_mapped or promise != self.backing[process][vpn]):
+            if op != Op.MREMAP and promise is not None and promise >= _MAX_ANON and (not is_mapped or promise != self.backing[process][vpn]):
                 self.anon_in_use -= 1
             self.promise[process][vpn] = self.backing[process][vpn] if is_mapped else None
         self.gather[cpu] = None

@@ -14,7 +14,7 @@ from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
  TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT) = range(1, 24)  # fmt: skip
+ MADVISE_FREE, EXIT, MREMAP) = range(1, 25)  # fmt: skip
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -118,6 +118,9 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         vma = wish.pick % len(VMA_KINDS)
         arg = -1 if VMA_KINDS[vma][0] == "anon" else (wish.pick + wish.vpn) % sizes["num_file_pages"]
         repeat = vma + FIRST_PAGE * (wish.repeat % 2)
+    elif op == MREMAP:
+        empty = [w for w in range(sizes["num_vpns"]) if cpu.loaded is not None and oracle.state.page(cpu.loaded, w).vma is None]
+        arg = empty[wish.pick % len(empty)] if empty else wish.pick % sizes["num_vpns"]
     elif op == MPROTECT:
         vma = None if cpu.loaded is None else oracle.state.page(cpu.loaded, wish.vpn).vma
         alike = [a for a, (kind, _) in enumerate(VMA_KINDS) if vma is None or kind == VMA_KINDS[vma][0]]

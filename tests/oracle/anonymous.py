@@ -19,7 +19,10 @@ def fresh(s: State, parent: int | None) -> int:
 
 
 def release(s: State, b: int) -> None:
-    """Give an id back to the pool."""
+    """A page does not refer to an id any more; the last one gives it back to the pool."""
     assert b not in s.anon_pool
+    if s.backings[b].shared > 0:
+        s.backings[b].shared -= 1
+        return
     s.backings[b].home = None
     s.anon_pool.append(b)

@@ -6,7 +6,7 @@ from . import anonymous, flush, frames
 from .counting import Counts
 from .state import HELD, QUARANTINE, USED, Gather, State
 
-MPROTECT, MADVISE_FREE, EXIT = 5, 22, 23
+MPROTECT, MADVISE_FREE, EXIT, MREMAP = 5, 22, 23, 24
 NONE, NOW, PAGE, OWNER, TICKS = range(5)
 ALWAYS = 4
 
@@ -54,7 +54,7 @@ def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bo
         return False
     pages = None if nested or always or not gather.cleared or gather.op == EXIT else (gather.cs, gather.ce)
     rule = s.policy["gather_flush"]
-    if rule in (OWNER, TICKS) and (at_once or gather.op in (MPROTECT, MADVISE_FREE, EXIT) or frees_tables):
+    if rule in (OWNER, TICKS) and (at_once or gather.op in (MPROTECT, MADVISE_FREE, EXIT, MREMAP) or frees_tables):
         rule = NOW
     if rule == PAGE and (frees_tables or always):
         rule = NOW

@@ -7,15 +7,15 @@ from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT) = range(24)  # fmt: skip
+ MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
 SHARED_KINDS = (DONTNEED, MADVISE_FREE)
-GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT)
+GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP)
 READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
-    NOP: 1, LOAD: 24, STORE: 16, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
+    NOP: 1, LOAD: 30, STORE: 18, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
     RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
-    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 6, EXIT: 2,
+    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3,
 }  # fmt: skip
 """How often each operation is drawn."""
 ALLOCATIONS = {
@@ -32,6 +32,7 @@ class _Tracker:
         self.sizes, self.flags = sizes, trace["vmas"]
         self.loaded = list(trace["loaded"])
         self.vma = [list(row) for row in trace["page_vma"]]
+        self.moved: list[set[int]] = [set() for _ in range(sizes["num_cpus"])]
         self.gather: list[int | None] = [None] * sizes["num_cpus"]
         self.lazy = [m < 0 for m in self.loaded]
         self.fault: list[int | None] = [None] * sizes["num_cpus"]
@@ -113,6 +114,7 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         is_exit = t.gather[cpu] == EXIT
         arg = int(rng.random() < (0.7 if is_exit else 0.15))
         t.gather[cpu] = None
+        t.moved[cpu] = set()
         if is_exit and arg:
             t.lazy[cpu], t.loaded[cpu] = True, -1
     elif op in (TAKE_OFF, DISCHARGE):
@@ -125,6 +127,15 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     elif op == FAULT_FINISH and enabled:
         vpn = vpn if rng.random() < 0.1 else t.fault[cpu]
         t.fault[cpu] = None if vpn == t.fault[cpu] else t.fault[cpu]
+    elif op == MREMAP:
+        empty = [w for w, vma in enumerate(t.vma[m]) if vma < 0 and w not in t.moved[cpu]]
+        mapped = [v for v, vma in enumerate(t.vma[m]) if vma >= 0]
+        vpn = rng.choice(mapped) if mapped and rng.random() < 0.8 else vpn
+        arg = rng.choice(empty) if empty and rng.random() < 0.9 else rng.randrange(sizes["num_vpns"])
+        enabled = enabled and (t.vma[m][vpn] < 0 or arg in empty)
+        if enabled and t.vma[m][vpn] >= 0:
+            t.vma[m][arg], t.vma[m][vpn] = t.vma[m][vpn], -1
+            t.moved[cpu].add(vpn)
     elif op == MADVISE_FREE:
         anon = [v for v, vma in enumerate(t.vma[m]) if m >= 0 and vma >= 0 and t.flags[vma] & ANON]
         vpn = rng.choice(anon) if anon and rng.random() < 0.8 else vpn

@@ -72,6 +72,8 @@ def _anonymous_ids_are_conserved(s: State) -> None:
     assert all(count == 1 for count in pool.values())
     assert set(pool) | live == set(range(s.num_file_pages, len(s.backings)))
     assert not set(pool) & live
+    users = Counter(b for page in pages for b in {page.backing, page.promise.backing} if b is not None and s.is_anon(b))
+    assert users == Counter({b: s.backings[b].shared + 1 for b in live})
 
 
 def _gathers_and_references_agree(s: State) -> None:

@@ -13,7 +13,7 @@ from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT) = range(24)  # fmt: skip
+ MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
 FIRST_PAGE = 65536
 
 
@@ -44,7 +44,7 @@ class Oracle:
             return access.access(s, n, cpu, vpn, op == STORE, repeat)
         if op == MMAP:
             return mapping.mmap(s, n, cpu, vpn, arg, repeat % FIRST_PAGE, repeat >= FIRST_PAGE)
-        if op in (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT):
+        if op in (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP):
             return mapping.page_event(s, n, cpu, op, vpn, arg)
         if op == FINISH:
             return gather_finish(s, n, cpu, bool(arg))
@@ -77,7 +77,7 @@ class Oracle:
         elif micro.PLACE <= op <= micro.PERMIT:
             micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {EXIT}, and {micro.PLACE} to {micro.PERMIT}")
+            raise ValueError(f"op={op}: allowed are 0 to {MREMAP}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from .counting import Counts
 from .state import ANON, HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
 
 MMAP, MUNMAP, MPROTECT, DONTNEED = 3, 4, 5, 6
-MADVISE_FREE, EXIT = 22, 23
+MADVISE_FREE, EXIT, MREMAP = 22, 23, 24
 SHARED_KINDS = (DONTNEED, MADVISE_FREE)
 VMA_FLAG, PTE_MARKER, GATHER_HOOK = 1, 2, 5
 FLUSH_PAGE = 2
@@ -28,19 +28,23 @@ def _may_map(s: State, c: int, op: int) -> bool:
     return op in SHARED_KINDS or shared == 0
 
 
-def page_event(s: State, n: Counts, c: int, op: int, v: int, new_vma: int) -> bool:
+def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int) -> bool:
     """One page of a gathered call. False if it is not enabled."""
     if not _may_map(s, c, op):
         return False
     m = s.cpus[c].loaded
     page = s.page(m, v)
+    if op == MREMAP and page.vma is not None and (s.page(m, arg).vma is not None or s.page(m, arg).promise.mapped):
+        return False
     gather = _open(s, c, op, v)
     if page.vma is None or (op == MADVISE_FREE and not s.flags(page) & ANON):
         return True
     _debt_rule(s, n, c, m, v, gather)
     before = (page.present, page.writable, page.accessed, page.dirty)
     if op == MPROTECT:
-        _protect(s, m, v, new_vma, gather)
+        _protect(s, m, v, arg, gather)
+    elif op == MREMAP:
+        _move(s, n, c, m, v, arg, gather)
     elif op == MADVISE_FREE:
         _let_go(s, m, v, gather)
     else:
@@ -104,6 +108,8 @@ def zap(s: State, m: int, v: int, gather: Gather) -> None:
 
 def hold(s: State, gather: Gather, f: int) -> None:
     """Keep frame ``f`` until the gather has flushed."""
+    if len(gather.held) == s.sizes["gather_slots"]:
+        raise EngineFault("GATHER_FULL")
     s.frames[f].refs += 1
     gather.held.append(f)
 
@@ -120,6 +126,40 @@ def _renew(s: State, m: int, v: int) -> None:
         anonymous.release(s, b)
 
 
+def _move(s: State, n: Counts, c: int, m: int, v: int, w: int, gather: Gather) -> None:
+    """MREMAP: page ``v`` moves to ``w``, where nothing is mapped; its frame is kept until the old address is flushed."""
+    page, to = s.page(m, v), s.page(m, w)
+    _settle_marker(s, n, c, m, w)
+    if page.present:
+        if page.frame not in gather.held:
+            hold(s, gather, page.frame)
+        gather.clear(v)
+        to.present, to.writable, to.accessed, to.dirty, to.frame = True, page.writable, page.accessed, page.dirty, page.frame
+        rmap = s.frames[page.frame].rmap
+        slot = rmap.index((m, v))
+        frames.clear_pte(s, m, v)
+        rmap[slot] = (m, w)
+    to.vma, to.backing = page.vma, page.backing
+    page.vma = page.backing = None
+    to.promise, to.epoch = s.mapping_of(to), s.now
+    if s.is_anon(to.backing):
+        s.backings[to.backing].shared += 1
+
+
+def _settle_marker(s: State, n: Counts, c: int, m: int, v: int) -> None:
+    """A page is mapped where none was: pay what the address owes."""
+    page = s.page(m, v)
+    if not page.marker:
+        return
+    if s.policy["va_rule"]:
+        if s.processes[m].va_debt:
+            flush.flush_mm(s, n, c, m, None, False, "mapping")
+        page.marker = False
+    elif s.policy["munmap_debt_rule"] == PTE_MARKER:
+        flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
+        page.marker = False
+
+
 def _let_go(s: State, m: int, v: int, gather: Gather) -> None:
     """MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call."""
     page = s.page(m, v)
@@ -128,7 +168,8 @@ def _let_go(s: State, m: int, v: int, gather: Gather) -> None:
         if backing.home is None:
             backing.harvested, backing.on_store = True, False
         return
-    hold(s, gather, page.frame)
+    if page.frame not in gather.held:
+        hold(s, gather, page.frame)
     if page.accessed or page.dirty:
         gather.clear(v)
     if page.dirty:
@@ -167,15 +208,10 @@ def mmap(s: State, n: Counts, c: int, v: int, backing: int, vma: int, is_first: 
     if is_first and s.policy["mmap_flush"] and s.vmas[vma] & WRITE:
         is_shared = s.vmas[vma] & SHARED and backing >= 0
         allocation.forced_flush(s, n, c, m, backing if is_shared else None, "mapping")
-    if s.policy["va_rule"] and page.marker:
-        if s.processes[m].va_debt:
-            flush.flush_mm(s, n, c, m, None, False, "mapping")
-        page.marker = False
+    if s.policy["va_rule"] or page.vma is None:
+        _settle_marker(s, n, c, m, v)
     if page.vma is not None:
         _unmap_fixed(s, n, c, m, v)
-    elif s.policy["munmap_debt_rule"] == PTE_MARKER and page.marker:
-        flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
-        page.marker = False
     if is_first:
         s.vma_flag[vma] = False
     page.vma = vma

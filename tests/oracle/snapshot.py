@@ -53,7 +53,7 @@ def _frame(frame: Frame, state: State) -> list[Any]:
 
 
 def _backing(backing: Backing) -> list[int]:
-    return _ints(backing.truth, backing.stored, backing.on_store, _or_none(backing.home), backing.harvested, _or_none(backing.parent))
+    return _ints(backing.truth, backing.stored, backing.on_store, _or_none(backing.home), backing.harvested, _or_none(backing.parent), backing.shared)
 
 
 def snapshot(s: State) -> dict[str, Any]:

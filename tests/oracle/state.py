@@ -147,6 +147,7 @@ class Backing:
     home: int | None = None
     harvested: bool = False
     parent: int | None = None
+    shared: int = 0
     owed: set[int] = field(default_factory=set)
     clock: int = 0
 

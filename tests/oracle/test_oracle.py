@@ -30,6 +30,7 @@ from .scenario import (
     MADVISE_FREE,
     MMAP,
     MPROTECT,
+    MREMAP,
     MUNMAP,
     PRIVATE_RW,
     RECLAIM,
@@ -79,6 +80,10 @@ HAZARDS: dict[str, tuple[dict[int, tuple[int, int]], list[tuple[int, ...]]]] = {
         [(0, STORE, 0), (1, MADVISE_FREE, 0), (2, MADVISE_FREE, 0), (2, FINISH), (0, STORE, 0), (1, FINISH), (1, RECLAIM, 0), (0, LOAD, 0)],
     ),
     "a store in a MADV_FREE window": ({0: (ANON_RW, -1)}, [(0, STORE, 0), (1, MADVISE_FREE, 0), (0, STORE, 0), (1, FINISH), (0, STORE, 0)]),
+    "a page that moved is reclaimed at its new address": (
+        {0: (ANON_RW, -1)},
+        [(1, STORE, 0), (0, MREMAP, 0, 3), (2, RECLAIM, 3), (1, STORE, 0), (0, FINISH), (2, RECLAIM, 3), (2, RECLAIM_FLUSH), (1, LOAD, 0)],
+    ),
     "a process takes the place of one that ended": (
         {0: (SHARED_RO, 1)},
         [(1, LOAD, 0), (2, SWITCH, 0, -1), (1, SWITCH, 0, -1), (0, EXIT, 0), (0, FINISH, 0, 1), (1, SWITCH), (1, MMAP, 0, 2, 0), (1, LOAD, 0)],
@@ -175,6 +180,16 @@ def test_a_page_let_go_is_dropped_unless_something_is_stored_again() -> None:
     assert [counts[name] for name in ("pglazyfree", "pglazyfreed", "pgpgout", "pgmajfault")] == [1, 0, 1, 1]
     swapped = [(0, STORE, 0), (1, RECLAIM, 0), (1, RECLAIM_FLUSH), (0, MADVISE_FREE, 0), (0, FINISH), (0, LOAD, 0)]
     assert scenario.run(scenario.machine({0: (ANON_RW, -1)}), swapped).counters()["pgmajfault"] == 0
+
+
+def test_a_page_moves_with_its_frame_and_its_content() -> None:
+    oracle = scenario.run(scenario.machine({0: (ANON_RW, -1), 1: (SHARED_RO, 1)}), [(0, STORE, 0), (0, MREMAP, 0, 1)])
+    assert oracle.counters()["events_disabled"] == 1, "something is mapped there"
+    scenario.run(oracle, [(0, MREMAP, 0, 3), (0, MREMAP, 1, 0), (0, FINISH), (0, LOAD, 3), (0, LOAD, 0)])
+    counts = oracle.counters()
+    assert counts["events_disabled"] == 2, "an address that a call moves away from is not free before its end"
+    assert [counts[name] for name in ("pgfault", "segv", "walk_completed")] == [2, 1, 1]
+    invariants.check(oracle)
 
 
 def test_a_process_ends_only_where_nobody_else_runs_it() -> None:

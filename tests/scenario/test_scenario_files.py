@@ -61,6 +61,7 @@ def test_range_calls_become_page_events_and_a_finish(tmp_path: Path) -> None:
     assert rows_of(tmp_path, "cpu0: munmap 0-1 tables") == [[0, 4, 0, 0, 0], [0, 4, 1, 0, 0], [0, 7, 0, 1, 0]]
     assert rows_of(tmp_path, "cpu0: madvise_dontneed 1 open", "cpu0: gather_finish") == [[0, 6, 1, 0, 0], [0, 7, 0, 0, 0]]
     assert rows_of(tmp_path, "cpu0: madvise_free 1") == [[0, 22, 1, 0, 0], [0, 7, 0, 0, 0]]
+    assert rows_of(tmp_path, "cpu0: mremap 0-1 to=2") == [[0, 24, 0, 2, 0], [0, 24, 1, 3, 0], [0, 7, 0, 0, 0]]
     assert rows_of(tmp_path, "cpu0: munmap 0", "cpu0: exit")[2:] == [[0, 23, 1, 0, 0], [0, 7, 0, 1, 0]]
     assert rows_of(tmp_path, "cpu1: mmap 2-3 file=1") == [[1, 3, 2, 1, 1 + FIRST_PAGE], [1, 3, 3, 2, 1]]
     assert rows_of(tmp_path, "cpu1: mmap 2-3 flags=anon") == [[1, 3, 2, -1, 1 + FIRST_PAGE], [1, 3, 3, -1, 1]]
@@ -130,6 +131,8 @@ EVENT_MISTAKES = [
     ("cpu0: fault_install 0 load", "load: allowed is store (usage: fault_install PAGE [store])"),
     ("cpu0: fault_finish 0-1", "page=0-1: allowed is one page"),
     ("cpu0: file_write", "file=: allowed are 0 to 3"),
+    ("cpu0: mremap 0 to=4", "to=4: allowed are 0 to 3"),
+    ("cpu0: mremap 0", "to: missing; allowed is to=PAGE"),
     ("cpu0: exit now", "now: nothing more is allowed"),
     ("cpu0: truncate 4", "file=4: allowed are 0 to 3"),
 ]

@@ -97,6 +97,17 @@ def test_the_validator_follows_the_end_of_a_file():
         check_trace(replace(trace, events=np.concatenate([np.array(rows[:1], np.int32), trace.events])))
 
 
+def test_the_validator_follows_a_page_that_moves():
+    trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
+    mapped, empty = np.flatnonzero(trace.page_vma[0] >= 0)[0], np.flatnonzero(trace.page_vma[0] < 0)[0]
+    rows = [(0, Op.MREMAP, mapped, empty, 0), (0, Op.GATHER_FINISH, 0, 0, 0), (0, Op.LOAD, empty, 0, 1)]
+    check_trace(replace(trace, events=np.array(rows, np.int32)))
+    with pytest.raises(ValueError, match=f"page {mapped} of process 0 is mapped"):
+        check_trace(replace(trace, events=np.array([(0, Op.MREMAP, mapped, mapped, 0)], np.int32)))
+    with pytest.raises(ValueError, match="page is not mapped"):
+        check_trace(replace(trace, events=np.array([*rows[:2], (0, Op.LOAD, mapped, 0, 1)], np.int32)))
+
+
 def test_the_validator_lets_a_process_end_where_nobody_else_runs_it():
     trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
     rows = [(0, Op.EXIT, 0, 0, 0), (0, Op.GATHER_FINISH, 0, 1, 0)]
