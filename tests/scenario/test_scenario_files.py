@@ -104,7 +104,7 @@ def test_sizes_are_rounded_up_to_shared_ones(tmp_path: Path) -> None:
     machine = {"num_cpus": 5, "num_vpns": 17, "num_frames": 3}
     scenario = load_scenario(written(tmp_path, small(machine=machine)))
     assert (scenario.shape.num_cpus, scenario.shape.num_vpns, scenario.shape.num_frames) == (8, 32, SMALLEST.num_frames)
-    assert (scenario.num_cpus, scenario.params["frames_in_use"], scenario.shape.l1.sets) == (5, 3, 32)
+    assert (scenario.sizes["num_cpus"], scenario.params["frames_in_use"], scenario.shape.l1.sets) == (5, 3, 32)
 
 
 EVENT_MISTAKES = [
