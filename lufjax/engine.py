@@ -54,7 +54,7 @@ class Samples:
 
 def bytes_per_lane(shape: MachineShape) -> int:
     """Bytes of state of one lane."""
-    return bytes_of(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE))
+    return bytes_of(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
 
 
 def simulate(
@@ -89,7 +89,8 @@ def simulate(
     use_all_cores()
     trace_index = np.asarray(trace_index, np.int32)
     _check_arguments(shape, traces, trace_index, sample_points)
-    program = rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])})
+    has_slow = bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())
+    program = rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])}, has_slow=has_slow)
     runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
     job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, progress)
     starts = range(0, len(trace_index), runner.block)
@@ -145,8 +146,10 @@ class _Job:
         first = jax.tree.map(lambda leaf: int(leaf[index[0]]), self.params)
         bases = [init_state(self.shape, first, self.traces[i]) for i in used]
         state = jax.tree.map(lambda *leaves: np.stack(leaves)[local], *bases)
-        bank, column = st.BANK_OF["free_count"]
-        getattr(state, bank)[:, column] = self.params.frames_in_use[index]
+        for name, value in st.free_frames(self.params).items():
+            bank, column = st.BANK_OF[name]
+            getattr(state, bank)[:, column] = value[index]
+        state.frame[:, :, st.ON_FREE] = np.arange(self.shape.num_frames) < self.params.fast_frames[index][:, None]
         state.mm[:, :, st.NEXT_TRIM] = self.params.policy.trim_period[index][:, None]
         return jax.tree.map(self.runner.put, state)
 

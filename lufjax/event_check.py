@@ -34,6 +34,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
     is_flag = np.isin(op, [Op.GATHER_FINISH, Op.FAULT_INSTALL])
     need((op == Op.MREMAP) & ((arg < 0) | (arg >= shape.num_vpns)), "arg", arg, f"0 to {shape.num_vpns - 1}")
+    need((op == Op.MIGRATE) & ((arg < 0) | (arg >= shape.num_processes)), "arg", arg, f"a process below {shape.num_processes}")
     need(is_flag & ((arg < 0) | (arg > 1)), "arg", arg, "0 or 1")
     of_file = np.isin(op, [Op.FILE_WRITE, Op.REMOTE_WRITE, Op.TRUNCATE])
     need(of_file & ((arg < 0) | (arg >= files)), "arg", arg, f"a file page below {files}")

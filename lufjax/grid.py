@@ -105,6 +105,7 @@ def _group(config: RunConfig, index: np.ndarray, policies: Sequence[FlushPolicy]
         reclaim_batch=np.full(count, machine.reclaim_batch, np.int32),
         kswapd_cpu=np.full(count, machine.kswapd_cpu, np.int32),
         load_mode=np.full(count, int(machine.drive == "load"), np.int32),
+        fast_frames=np.ascontiguousarray(rows[:, 0]),
         policy=FlushPolicy(*(np.ascontiguousarray(records[:, column]) for column in range(records.shape[1]))),
     )
     used = [sizes[key] for key in keys]

@@ -90,7 +90,7 @@ def run_litmus(files: Sequence[Litmus], *, backend: str = "auto") -> list[Litmus
     from lufjax.engine import Machines, counters_of, violations_of
 
     shape = shape_for(files)
-    params = MachineParams(shape.num_frames, 0, 0, 0, 1, 0, 1, 0, 0, POLICY)
+    params = MachineParams(shape.num_frames, 0, 0, 0, 1, 0, 1, 0, 0, shape.num_frames, POLICY)
     machines = Machines(shape, [params] * len(files), [start_of(shape)] * len(files), backend=backend)
     rows = [shifted(file, shape) for file in files]
     words = to_words(POLICY)

@@ -226,7 +226,7 @@ def _machine_code(module: ir.Module, name: str, prototype: Any) -> NativeProgram
 
 def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:
     """The compiled program of a shape; compiled once in a process."""
-    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE))
+    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
     return compile_program(shape, program, tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in arrays.items()))
 
 

@@ -49,7 +49,7 @@ class MachineShape:
 
 
 class MachineParams(NamedTuple):
-    """Traced numbers of a lane; ``int32`` scalars. Frames are counted in pages."""
+    """Traced numbers of a lane; ``int32`` scalars. Frames are counted in pages; those below ``fast_frames`` are the fast tier."""
 
     frames_in_use: Any
     wmark_min: Any
@@ -60,4 +60,5 @@ class MachineParams(NamedTuple):
     reclaim_batch: Any
     kswapd_cpu: Any
     load_mode: Any
+    fast_frames: Any
     policy: FlushPolicy

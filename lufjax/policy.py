@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "absorb": ("off", "on"),
     "targets": ("mm_cpumask", "uncovered"),
     "credit": ("full", "batch", "batch_and_mm"),
+    "migrate_flush": ("off", "now", "defer"),
     "kept_debt": ("carried", "lost", "flushed"),
     "debt_scope": ("global", "mm_and_file"),
     "pending_to": ("head", "tail"),
@@ -63,6 +64,7 @@ class FlushPolicy(NamedTuple):
     absorb: Any = 0
     targets: Any = 0
     credit: Any = 0
+    migrate_flush: Any = 1
     kept_debt: Any = 0
     debt_scope: Any = 0
     pending_to: Any = 0

@@ -34,6 +34,7 @@ from lufjax.phases import (  # fmt: skip
     lazyfree,
     mapping,
     micro,
+    migrate,
     move,
     other,
     process,
@@ -76,6 +77,9 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "mark": lazyfree.mark,
     "mremap": move.mremap,
     "process": process.process,
+    "slow": migrate.slow,
+    "migrate": migrate.migrate,
+    "migrated": migrate.migrated,
     "complete": other.complete,
     "release": finish.release,
 }
@@ -97,10 +101,10 @@ _OPTIONAL = {
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, Op.MREMAP, *_OF_FILES},
+    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, Op.MREMAP, Op.MIGRATE, *_OF_FILES},
     "other": {
-        Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, *_HALVES, *_OF_FILES, *_OF_MAPPINGS,
-        *MicroOp,
+        Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, Op.MIGRATE, *_HALVES, *_OF_FILES,
+        *_OF_MAPPINGS, *MicroOp,
     },
     "half": _OF_FAULTS,
     "take": _OF_ALLOCATIONS,
@@ -112,13 +116,15 @@ _OPTIONAL = {
     "mark": {Op.MADVISE_FREE},
     "mremap": {Op.MREMAP},
     "process": {Op.EXIT},
+    "migrate": {Op.MIGRATE},
+    "migrated": {Op.MIGRATE},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 
 
-def program_for(ops: set[int]) -> tuple[str, ...]:
-    """Groups that a set of operations can reach; only these are compiled."""
-    return tuple(name for name in KERNELS if name not in _OPTIONAL or _OPTIONAL[name] & ops)
+def program_for(ops: set[int], *, has_slow: bool = False) -> tuple[str, ...]:
+    """Groups that a set of operations can reach, on machines of which some have a slow tier or none has; only these are compiled."""
+    return tuple(name for name in KERNELS if (has_slow if name == "slow" else name not in _OPTIONAL or _OPTIONAL[name] & ops))
 
 
 def run_phase(

@@ -213,12 +213,18 @@ class EventList:
     def _reclaim(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if not arguments:
             return [[op, 0, -1, 0]], ["reclaim"]
+        return self._of_process(op, arguments, ", or nothing for the oldest page")
+
+    def _migrate(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        return self._of_process(op, arguments, "")
+
+    def _of_process(self, op: Op, arguments: list[str], more: str) -> tuple[Any, list[str]]:
         if len(arguments) != 3 or arguments[1] != "of":
-            raise ValueError(f"{' '.join(arguments)}: allowed is PAGES of PROCESS, or nothing for the oldest page")
+            raise ValueError(f"{' '.join(arguments) or 'nothing'}: allowed is PAGES of PROCESS{more}")
         first, count = self._pages(arguments[0])
         process = _number("process", arguments[2], self.num_processes - 1)
         vpns = range(first, first + count)
-        return [[op, v, process, 0] for v in vpns], [f"reclaim {v} of {process}" for v in vpns]
+        return [[op, v, process, 0] for v in vpns], [f"{op.name.lower()} {v} of {process}" for v in vpns]
 
     def _switch(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         text = " ".join(arguments)
@@ -275,6 +281,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "file_write": ("file_write F", EventList._file),
     "remote_write": ("remote_write F", EventList._file),
     "truncate": ("truncate F", EventList._file),
+    "migrate": ("migrate PAGES of PROCESS", EventList._migrate),
     "reclaim": ("reclaim [PAGES of PROCESS]", EventList._reclaim),
     "reclaim_flush": ("reclaim_flush", EventList._plain),
     "alloc_foreign": ("alloc_foreign", EventList._plain),

@@ -101,7 +101,7 @@ def load_scenario(path: str | Path) -> Scenario:
 
 def _scenario(path: Path, content: Any) -> Scenario:
     fields = _mapping("a scenario", content, FIELDS, required=("title", "source", "events", "expect"))
-    machine = _mapping("machine", fields.get("machine") or {}, (*SIZES, *PARAMS, "drive", "loaded", "l1", "l2"))
+    machine = _mapping("machine", fields.get("machine") or {}, (*SIZES, *PARAMS, "fast_frames", "drive", "loaded", "l1", "l2"))
     sizes = {name: _integer(f"machine.{name}", machine.get(name, start), 1, last) for name, (start, last) in SIZES.items()}
     events = EventList(sizes["num_processes"], sizes["num_vpns"], sizes["num_file_pages"], _loaded(machine, sizes))
     loaded = np.array(events.loaded, np.int32)
@@ -173,7 +173,9 @@ def _params(machine: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
     drive = machine.get("drive", "scripted")
     if drive not in ("scripted", "load"):
         raise ValueError(f"machine.drive={drive}: allowed are scripted, load")
-    return {"frames_in_use": sizes["num_frames"], **params, "load_mode": int(drive == "load")}
+    frames = sizes["num_frames"]
+    fast = _integer("machine.fast_frames", machine.get("fast_frames", frames), 1, frames)
+    return {"frames_in_use": frames, **params, "load_mode": int(drive == "load"), "fast_frames": fast}
 
 
 def _expect(given: Any) -> dict[str, tuple[str, ...]]:

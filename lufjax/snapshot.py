@@ -14,7 +14,7 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
     """Read a state on the host.
 
     Returns:
-        Lists indexed by cpu, process, vpn, frame or backing; CPU sets as integers; lists of frames in order (``free`` and ``pcp`` from the
+        Lists indexed by cpu, process, vpn, frame or backing; CPU sets as integers; lists of frames in order (``free``, ``slow`` and ``pcp`` from the
         head, ``lru`` from the oldest). ``pages``: present, writable, accessed, dirty, marker, frame, vma, backing, promise mapped, writable,
         backing, epoch, changed. ``frames``: state, handed, content backing and version, rmap slots, refs, owed, tag, owner, since,
         tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent, shared.
@@ -22,12 +22,14 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
     cpu, mm, scalars = s.cpu, s.mm, {name: int(st.scalar(s, name)) for name in st.BANK_OF}
     masks = dict(zip(st.MASKS, s.masks, strict=True))
     ring = s.free_ring[(scalars["free_head"] + np.arange(scalars["free_count"])) & (len(s.free_ring) - 1)]
+    slow = s.slow_ring[(scalars["slow_head"] + np.arange(scalars["slow_count"])) & (len(s.slow_ring) - 1)]
     return {
         "loaded": cpu[:, st.LOADED].tolist(), "lazy": cpu[:, st.LAZY].tolist(), "ticks": cpu[:, st.TICKS].tolist(),
         "tlb1": _tlb(s.tlb1, s.cpu_mm, shape.l1), "tlb2": _tlb(s.tlb2, s.cpu_mm, shape.l2),
         "gather": [_gather(s, c) for c in range(shape.num_cpus)], "fault": [_fault(s, c) for c in range(shape.num_cpus)],
         "taken": [_taken(s, c) for c in range(shape.num_cpus)], "pcp": [_pcp(s, c) for c in range(shape.num_cpus)],
-        "free": ring.tolist(), "lru": _lru(s, shape.num_frames), "batch": [[int(e) >> 1, int(e) & 1] for e in s.batch[: scalars["batch_count"]]],
+        "free": ring.tolist(), "slow": slow.tolist(), "lru": _lru(s, shape.num_frames),
+        "batch": [[int(e) >> 1, int(e) & 1] for e in s.batch[: scalars["batch_count"]]],
         "U": mask(masks["batch_mask"]), "D": mask(masks["deferred_mask"]), "G": mask(masks["debt_mask"]), "need_flush": scalars["need_flush"],
         "foreign": s.foreign[: scalars["foreign_count"]].tolist(), "quarantine": _quarantine(s, scalars), "kswapd_on": scalars["kswapd_on"],
         "ugen": scalars["ugen"], "ugen_done": scalars["ugen_done"], "unmap_clock": scalars["unmap_clock"], "covered": cpu[:, st.COVERED].tolist(),

@@ -72,6 +72,7 @@ class MachineState(NamedTuple):
     shared: Any  # [NA] pages that refer to an anonymous backing, beside the first
     anon_pool: Any  # [NA]
     free_ring: Any  # [power of two >= F]
+    slow_ring: Any  # [power of two >= F]
     pcp_ring: Any  # [C, power of two >= pcp_slots]
     pcp: Any  # [C, 2] head, count
     taken: Any  # [C, 5] frame that is not handed out yet, then its FRAME_TAG to CLOCK
@@ -106,7 +107,7 @@ BANKS: dict[str, tuple[str, ...]] = {
         "fl_batch", "fl_cpu", "fl_mm", "fl_start", "fl_end", "fl_tables", "fl_payer", "fl_ret", "fl_sent", "fl_page", "fl_trim", "fl_credit",
         "pd_cpu", "pd_left", "pd_ret", "rf_left", "rf_tag", "rl_all", "rl_ret", "fin_mode", "fault_hook", "dg_mm", "dg_page",
     ),
-    "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending"),
+    "lists": ("free_head", "free_count", "batch_count", "kswapd_on", "need_flush", "nr_pending", "slow_head", "slow_count"),
     "gens": ("ugen", "ugen_done", "unmap_clock", "anon_top", "foreign_count", "q_head", "q_count"),
     "zap": ("zap_held", "zap_cleared"),
 }  # fmt: skip
@@ -185,13 +186,13 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
 
     frame = full((f, 11))
     frame[:, CONTENT], frame[:, OWNER], frame[:, PAGE_OF] = NOTHING, -1, -1
-    frame[: int(params.frames_in_use), ON_FREE] = 1
+    frame[: int(params.fast_frames), ON_FREE] = 1
     link = full((f + 1, 2))
     link[f] = f
     free_ring = full((ring_size(f),))
     free_ring[:f] = np.arange(f)
     banks = {bank: full((len(names),)) for bank, names in BANKS.items()}
-    start = {"anon_top": na - taken, "free_count": int(params.frames_in_use), "ugen": 1, "unmap_clock": 1}
+    start = {"anon_top": na - taken, "ugen": 1, "unmap_clock": 1, **free_frames(params)}
     for name, value in start.items():
         bank, column = BANK_OF[name]
         banks[bank][column] = value
@@ -204,12 +205,18 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         owed=np.zeros((f, w), np.uint32), rmap=full((f, shape.rmap_slots), -1), link=link, backing=backing, parent=full((na,), -1),
         shared=full((na,)),
         anon_pool=np.arange(shape.num_file_pages + na - 1, shape.num_file_pages - 1, -1, dtype=np.int32), free_ring=free_ring,
+        slow_ring=free_ring.copy(),
         pcp_ring=full((c, ring_size(shape.pcp_slots))), pcp=full((c, 2)), taken=full((c, 5), -1),
         taken_owed=np.zeros((c, w), np.uint32), batch=full((shape.batch_slots,)), foreign=full((f,)),
         quarantine=full((ring_size(shape.quarantine_slots), 4)), violations=full((counters.NUM_CLASSES, 2)),
         first=full((counters.NUM_CLASSES, 4)), received=full((c,)), histograms=full((len(counters.HISTOGRAMS), counters.NUM_BUCKETS)),
         counters=full((len(counters.SCALARS),)), masks=np.zeros((len(MASKS), w), np.uint32), un_sites=full((shape.rmap_slots,), -1), **banks,
     )  # fmt: skip
+
+
+def free_frames(params: MachineParams) -> dict[str, Any]:
+    """Scalars by name that say which frames are free at the start: all, of both tiers."""
+    return {"free_count": params.fast_frames, "slow_head": params.fast_frames, "slow_count": params.frames_in_use - params.fast_frames}
 
 
 def _check_fits(shape: MachineShape, trace: Trace) -> None:

@@ -99,7 +99,10 @@ def _seen(reading: Reading, kind: Violation) -> int:
 def _verdict(row: Sequence[int], violations: tuple[str, ...], before: dict[str, Any], after: dict[str, Any]) -> str:
     if violations:
         return ", ".join(violations)
-    grew = {"events_disabled": "not enabled", "segv": "SIGSEGV", "sigbus": "SIGBUS", "alloc_fail": "no frame", "tolerated": "tolerated"}
+    grew = {
+        "events_disabled": "not enabled", "segv": "SIGSEGV", "sigbus": "SIGBUS", "alloc_fail": "no frame", "pgmigrate_fail": "no frame",
+        "tolerated": "tolerated",
+    }  # fmt: skip
     for name, text in grew.items():
         if after[name] > before[name]:
             return text
@@ -134,7 +137,7 @@ def _is_named(row: Sequence[int], state: dict[str, Any], process: int, vpn: int)
     cpu, op, named, arg, _ = row
     if op in _OF_CURRENT:
         return named == vpn and state["loaded"][cpu] == process
-    return (op == Op.RECLAIM or op in _PAGE_STEPS) and named == vpn and arg == process
+    return (op in (Op.RECLAIM, Op.MIGRATE) or op in _PAGE_STEPS) and named == vpn and arg == process
 
 
 def _pte(page: Sequence[int]) -> str:

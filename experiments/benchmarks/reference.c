@@ -11,7 +11,7 @@
  *   l1: sets ways index(0 linear, 1 xor) replacement(0 lru); l2: the same four
  *   rmap_slots gather_slots batch_slots pcp_slots quarantine_slots
  *   num_lanes num_traces num_events num_samples
- *   lanes[num_lanes][44]: the 9 numbers of MachineParams, then the 35 of FlushPolicy, in the order of `struct lane`
+ *   lanes[num_lanes][46]: the 10 numbers of MachineParams, then the 36 of FlushPolicy, in the order of `struct lane`
  *   trace_index[num_lanes], sample_points[num_samples] (event counts, ascending, the last is num_events)
  *   per trace: vmas[num_vmas], page_vma[P][V], page_backing[P][V], loaded[num_cpus], events[num_events][5]
  *
@@ -33,7 +33,7 @@ typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
        SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, MADVISE_FREE,
-       EXIT, MREMAP, NUM_OPS };
+       EXIT, MREMAP, MIGRATE = 26, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8, VMA_ANON = 16 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
@@ -46,6 +46,7 @@ enum { DEFER_READ_ONLY, DEFER_CLEAN, DEFER_ANY };
 enum { OPEN_GENERATION, PER_FRAME };
 enum { CREDIT_FULL, CREDIT_BATCH, CREDIT_BATCH_AND_MM };
 enum { INIT_OFF, INIT_UNPAID, INIT_PAID, INIT_REFUSED };
+enum { MIGRATE_OFF, MIGRATE_NOW, MIGRATE_DEFER };
 enum { KEPT_CARRIED, KEPT_LOST, KEPT_FLUSHED };
 enum { FAULT_OFF, FAULT_WP, FAULT_BEFORE, FAULT_AFTER };
 enum { GATHER_NONE, GATHER_NOW, GATHER_PAGE, GATHER_OWNER, GATHER_TICKS };
@@ -53,7 +54,7 @@ enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS, DEB
 
 #define SCALARS(X) \
     X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(sigbus) X(spurious_fault) X(stlb_hit) \
-    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(pglazyfree) X(pglazyfreed) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
+    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(pglazyfree) X(pglazyfreed) X(pgmigrate_success) X(pgmigrate_fail) X(pgpromote_success) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
     X(pgsteal_direct) X(pgpgout) X(nr_tlb_remote_flush) X(nr_tlb_remote_flush_received) X(nr_tlb_local_flush_all) \
     X(nr_tlb_local_flush_one) X(needless) X(ipi_reclaim) X(ipi_mapping) X(ipi_fault) X(ipi_alloc) X(deferred_unmaps) X(absorbed) \
     X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(atomic_refused) \
@@ -73,12 +74,12 @@ struct shape {
     int32_t num_lanes, num_traces, num_events, num_samples;
 };
 struct lane {
-    int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode;
-    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, kept_debt, debt_scope, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, init_on_free, gather_flush, batched_pending, munmap_debt_rule;
+    int32_t frames_in_use, wmark_min, wmark_low, wmark_high, pcp_batch, pcp_high, reclaim_batch, kswapd_cpu, load_mode, fast_frames;
+    int32_t reclaim_flush, defer_pages, debt_merge, absorb, targets, credit, migrate_flush, kept_debt, debt_scope, pending_to, buddy_tag, buddy_merge, refill_tag, atomic_alloc, init_on_free, gather_flush, batched_pending, munmap_debt_rule;
     int32_t marker_fault, va_rule, write_fault_flush, mmap_flush, file_write_flush, invalidate_flush, cow_flush, flush_dirty, switch_flush, lazy_skip;
     int32_t mask_on_switch, reclaim_remove, transport, trim_period, flush_ceiling, latr_ticks, quarantine_slots, gen_bits;
 };
-_Static_assert(sizeof(struct lane) == 44 * sizeof(int32_t), "a lane record is 44 integers");
+_Static_assert(sizeof(struct lane) == 46 * sizeof(int32_t), "a lane record is 46 integers");
 struct trace { const int32_t *vmas, *page_vma, *page_backing, *loaded, *events; };
 
 /* What is owed for a frame when it leaves the allocator. */
@@ -132,6 +133,7 @@ struct machine {
     struct backing *backing;
     struct file_page *file_page;   /* [NF] */
     int32_t *free, num_free;       /* a stack: its top is the head of the deque */
+    int32_t *slow, num_slow;       /* the same, of slow frames */
     int32_t *batch_frame, num_batch;
     uint8_t *batch_deferred;
     cpuset batch_mask, deferred_mask, debt_mask; /* U, D, G */
@@ -560,6 +562,14 @@ static int pop_free(struct machine *M) {
     return f;
 }
 
+static inline bool is_slow(const struct machine *M, int f) { return f >= M->lane->fast_frames; }
+
+static void put_slow(struct machine *M, int f, bool at_tail) {
+    int at = at_tail ? 0 : M->num_slow;
+    for (int k = M->num_slow++; k > at; k--) M->slow[k] = M->slow[k - 1];
+    M->slow[at] = f;
+}
+
 static void free_frame(struct machine *M, int f, int c) {
     struct cpu *cpu = &M->cpu[c];
     struct frame *frame = &M->frame[f];
@@ -572,6 +582,10 @@ static void free_frame(struct machine *M, int f, int c) {
     if (frame->owed) {
         frame->tag = M->ugen;
         COUNT(nr_pending)++;
+    }
+    if (is_slow(M, f)) {
+        put_slow(M, f, frame->owed && M->lane->pending_to);
+        return;
     }
     if (frame->owed && M->lane->pending_to) {
         cpu->pcp[(cpu->pcp_head + cpu->pcp_count) & M->pcp_wrap] = f;
@@ -658,7 +672,7 @@ static inline bool has_remote(const struct machine *M, int i, int m) { return (M
 
 static bool is_deferred(const struct machine *M, int i, const int32_t *slot, bool any_writable, bool any_dirty, bool is_unsaved) {
     const struct lane *lane = M->lane;
-    if ((lane->reclaim_flush != RECLAIM_TAKE_OFF && lane->reclaim_flush != RECLAIM_OWNER) || lane->init_on_free == INIT_REFUSED) return false;
+    if (lane->reclaim_flush == RECLAIM_NEVER || lane->reclaim_flush == RECLAIM_PAGE || lane->init_on_free == INIT_REFUSED) return false;
     if (lane->defer_pages == DEFER_READ_ONLY && any_writable) return false;
     if (lane->defer_pages == DEFER_CLEAN && (any_dirty || is_unsaved)) return false;
     for (int r = 0; r < M->rmap_slots; r++)
@@ -666,21 +680,23 @@ static bool is_deferred(const struct machine *M, int i, const int32_t *slot, boo
     return false;
 }
 
-static void unmap(struct machine *M, int f, int i) {
+struct unmapped { bool any_dirty, is_unsaved, is_deferred, is_queued; };
+
+/* Clear every PTE of f; flush it, queue its flush, or defer it if the rules allow. */
+static struct unmapped clear_ptes(struct machine *M, int f, int i, bool may_defer) {
     const struct lane *lane = M->lane;
     struct frame *frame = &M->frame[f];
     int32_t *slot = M->rmap + (size_t)f * M->rmap_slots, pages[MAX_CPUS * 4];
     int b = frame->homed, num_pages = 0;
-    bool any_writable = false, any_dirty = false;
-    lru_remove(M, f);
+    bool any_writable = false, any_dirty = false, is_queued = false;
     for (int r = 0; r < M->rmap_slots; r++) {
         if (slot[r] == NONE) continue;
         any_writable |= M->page[slot[r]].writable;
         any_dirty |= M->page[slot[r]].dirty;
     }
-    bool drops = is_lazyfree(M, b) && !any_dirty, is_unsaved = !drops && frame->version != M->backing[b].stored;
-    COUNT(pglazyfreed) += drops;
-    bool deferred = is_deferred(M, i, slot, any_writable, any_dirty, is_unsaved);
+    bool is_unsaved = !(is_lazyfree(M, b) && !any_dirty) && frame->version != M->backing[b].stored;
+    bool deferred = may_defer && is_deferred(M, i, slot, any_writable, any_dirty, is_unsaved);
+    COUNT(deferred_unmaps) += deferred;
     for (int r = 0; r < M->rmap_slots; r++) {
         if (slot[r] == NONE) continue;
         int32_t key = slot[r];
@@ -688,13 +704,27 @@ static void unmap(struct machine *M, int f, int i) {
         clear_pte(M, page);
         if (lane->reclaim_flush == RECLAIM_NEVER) continue;
         int m = key / M->num_vpns;
-        if (lane->reclaim_flush == RECLAIM_PAGE || !has_remote(M, i, m)) pages[num_pages++] = key;
-        else queue_flush(M, frame, m, page, deferred);
+        if (lane->reclaim_flush == RECLAIM_PAGE || !has_remote(M, i, m)) {
+            pages[num_pages++] = key;
+        } else {
+            queue_flush(M, frame, m, page, deferred);
+            is_queued = !deferred;
+        }
     }
     for (int k = 0; k < num_pages; k++)
         flush_mm(M, i, pages[k] / M->num_vpns, one_page(pages[k] % M->num_vpns), false, PAY_RECLAIM);
-    if (any_dirty || is_unsaved) {
-        if (lane->flush_dirty && any_dirty && M->need_flush) flush_now(M, i);
+    return (struct unmapped){ any_dirty, is_unsaved, deferred, is_queued };
+}
+
+static void unmap(struct machine *M, int f, int i) {
+    const struct lane *lane = M->lane;
+    struct frame *frame = &M->frame[f];
+    int b = frame->homed;
+    lru_remove(M, f);
+    struct unmapped was = clear_ptes(M, f, i, lane->reclaim_flush == RECLAIM_TAKE_OFF || lane->reclaim_flush == RECLAIM_OWNER);
+    COUNT(pglazyfreed) += is_lazyfree(M, b) && !was.any_dirty;
+    if (was.any_dirty || was.is_unsaved) {
+        if (lane->flush_dirty && was.any_dirty && M->need_flush) flush_now(M, i);
         M->backing[b].stored = frame->version;
         M->backing[b].on_store = 1;
         M->backing[b].harvested = 1;
@@ -703,8 +733,7 @@ static void unmap(struct machine *M, int f, int i) {
     frame->state = BATCH;
     if (lane->reclaim_remove) clear_home(M, b);
     M->batch_frame[M->num_batch] = f;
-    M->batch_deferred[M->num_batch++] = deferred;
-    if (deferred) COUNT(deferred_unmaps)++;
+    M->batch_deferred[M->num_batch++] = was.is_deferred;
     if (M->num_batch >= lane->reclaim_batch) drain(M, i);
 }
 
@@ -782,13 +811,9 @@ static void refill(struct machine *M, struct cpu *cpu) {
             cpu->pcp[(cpu->pcp_head + cpu->pcp_count++) & M->pcp_wrap] = pop_free(M);
 }
 
-/* Take the head off the per-CPU list of c; its debt leaves the frame too. */
-static int take_head(struct machine *M, int c, struct debt *debt) {
-    struct cpu *cpu = &M->cpu[c];
-    int f = cpu->pcp[cpu->pcp_head];
+/* A frame has left its list; its debt leaves the frame too. */
+static int unlist(struct machine *M, int f, struct debt *debt) {
     struct frame *frame = &M->frame[f];
-    cpu->pcp_head = (cpu->pcp_head + 1) & M->pcp_wrap;
-    cpu->pcp_count--;
     if (frame->owed) COUNT(nr_pending)--;
     *debt = debt_of(M, frame);
     frame->owed = 0;
@@ -796,6 +821,17 @@ static int take_head(struct machine *M, int c, struct debt *debt) {
     frame->tag = frame->since = frame->tag_clock = frame->refs = 0;
     return f;
 }
+
+/* Take the head off the per-CPU list of c, or off the list of the slow tier. */
+static int take_head(struct machine *M, int c, struct debt *debt) {
+    struct cpu *cpu = &M->cpu[c];
+    int f = cpu->pcp[cpu->pcp_head];
+    cpu->pcp_head = (cpu->pcp_head + 1) & M->pcp_wrap;
+    cpu->pcp_count--;
+    return unlist(M, f, debt);
+}
+
+static int take_slow(struct machine *M, struct debt *debt) { return unlist(M, M->slow[--M->num_slow], debt); }
 
 static int hand_out(struct machine *M, int c, int f, const struct debt *debt, int new_owner, bool is_foreign) {
     discharge(M, c, debt, new_owner, is_foreign);
@@ -819,11 +855,10 @@ static int take_frame(struct machine *M, int c, struct debt *debt) {
         }
     }
     refill(M, cpu);
-    if (cpu->pcp_count == 0) {
-        COUNT(alloc_fail)++;
-        return NONE;
-    }
-    return take_head(M, c, debt);
+    if (cpu->pcp_count > 0) return take_head(M, c, debt);
+    if (M->num_slow > 0) return take_slow(M, debt);
+    COUNT(alloc_fail)++;
+    return NONE;
 }
 
 static int alloc_frame(struct machine *M, int c, int new_owner, bool is_foreign) {
@@ -1529,16 +1564,91 @@ static bool replace_page(struct machine *M, int c, int b, bool truncates) {
     return true;
 }
 
+/* The home of page (m, v), if it may be unmapped now, or NONE. */
+static int movable(const struct machine *M, int m, int v) {
+    const struct page *page = &M->page[m * M->num_vpns + v];
+    int f = page->vma == NONE ? NONE : M->backing[page->backing].home;
+    return f == NONE || M->frame[f].state != USED || M->frame[f].refs != 0 ? NONE : f;
+}
+
 static bool reclaim_event(struct machine *M, int c, int v, int m) {
     if (m == NONE) {
         reclaim(M, c, 1, 4, C_pgsteal_direct);
         return true;
     }
-    const struct page *page = &M->page[m * M->num_vpns + v];
-    int f = page->vma == NONE ? NONE : M->backing[page->backing].home;
-    if (f == NONE || M->frame[f].state != USED || M->frame[f].refs != 0) return false;
+    int f = movable(M, m, v);
+    if (f == NONE) return false;
     unmap(M, f, c);
     COUNT(pgsteal_direct)++;
+    return true;
+}
+
+/* A frame of one tier for nobody, without reclaim, or NONE. */
+static int alloc_in(struct machine *M, int c, bool slow) {
+    struct debt debt;
+    M->task_tag = 0;
+    if (!slow) {
+        if (M->lane->load_mode && M->num_free < M->lane->wmark_low) M->kswapd_on = true;
+        refill(M, &M->cpu[c]);
+    }
+    if (slow ? M->num_slow == 0 : M->cpu[c].pcp_count == 0) return NONE;
+    int f = slow ? take_slow(M, &debt) : take_head(M, c, &debt);
+    return hand_out(M, c, f, &debt, NONE, true);
+}
+
+/* The page of f, at home in it, is at home in f2 from now on; the PTEs in rmap slots `slot`, whose bits are `old`, name f2. */
+static void rehome(struct machine *M, int f, int f2, const int32_t *slot, const struct page *old) {
+    int b = M->frame[f].homed;
+    uint8_t harvested = M->backing[b].harvested;
+    clear_home(M, b);
+    move_in(M, f2, b, M->frame[f].version);
+    M->frame[f2].content = M->frame[f].content;
+    M->backing[b].harvested = harvested;
+    for (int r = 0; r < M->rmap_slots; r++) {
+        M->rmap[(size_t)f2 * M->rmap_slots + r] = slot[r];
+        if (slot[r] == NONE) continue;
+        struct page *page = &M->page[slot[r]];
+        page->frame = f2;
+        page->present = 1;
+        page->marker = 0;
+        page->writable = old[r].writable;
+        page->accessed = old[r].accessed;
+        page->dirty = old[r].dirty;
+    }
+}
+
+static bool migrate(struct machine *M, int c, int v, int m) {
+    const struct lane *lane = M->lane;
+    int f = movable(M, m, v);
+    if (f == NONE) return false;
+    for (int k = 0; k < M->num_batch; k++)
+        if (M->batch_frame[k] == f) return false;
+    int f2 = alloc_in(M, c, lane->fast_frames < lane->frames_in_use && !is_slow(M, f));
+    if (f2 == NONE) {
+        COUNT(pgmigrate_fail)++;
+        return true;
+    }
+    struct page old[MAX_CPUS * 4];
+    int32_t slot[MAX_CPUS * 4];
+    memcpy(slot, M->rmap + (size_t)f * M->rmap_slots, (size_t)M->rmap_slots * sizeof *slot);
+    for (int r = 0; r < M->rmap_slots; r++)
+        if (slot[r] != NONE) old[r] = M->page[slot[r]];
+    lru_remove(M, f);
+    struct unmapped was = clear_ptes(M, f, c, lane->migrate_flush == MIGRATE_DEFER);
+    if (was.is_deferred) {
+        M->debt_mask |= M->deferred_mask;
+        M->deferred_mask = 0;
+    } else if (was.is_queued && lane->migrate_flush != MIGRATE_OFF) {
+        flush_now(M, c);
+    }
+    rehome(M, f, f2, slot, old);
+    if (M->frame[f].owed && lane->init_on_free == INIT_PAID) {
+        discharge_all(M, c, PAY_RECLAIM);
+        forget_debt(&M->frame[f]);
+    }
+    free_frame(M, f, c);
+    COUNT(pgmigrate_success)++;
+    COUNT(pgpromote_success) += is_slow(M, f);
     return true;
 }
 
@@ -1603,6 +1713,7 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case GATHER_FINISH: return gather_finish(M, c, arg != 0);
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
+    case MIGRATE: return migrate(M, c, v, arg);
     case RECLAIM_FLUSH: drain(M, c); return true;
     case ALLOC_FOREIGN: return give_away(M, alloc_frame(M, c, NONE, true));
     case FAULT_INSTALL: return fault_install(M, c, v, arg != 0);
@@ -1655,6 +1766,7 @@ static size_t place(struct machine *M, const struct shape *S, char *arena) {
     PLACE(backing, B);
     PLACE(file_page, (size_t)S->num_file_pages);
     PLACE(free, F);
+    PLACE(slow, F);
     PLACE(batch_frame, (size_t)S->batch_slots);
     PLACE(batch_deferred, (size_t)S->batch_slots);
     PLACE(foreign, F);
@@ -1739,7 +1851,8 @@ static void reset(struct machine *M, const struct lane *lane, const struct trace
         M->frame[f].owner = M->frame[f].homed = NONE;
     }
     M->frame[S->num_frames].prev = M->frame[S->num_frames].next = S->num_frames;
-    for (int f = lane->frames_in_use - 1; f >= 0; f--) {
+    for (int f = lane->frames_in_use - 1; f >= lane->fast_frames; f--) M->slow[M->num_slow++] = f;
+    for (int f = lane->fast_frames - 1; f >= 0; f--) {
         M->frame[f].on_free = true;
         M->free[M->num_free++] = f;
     }
@@ -1875,6 +1988,7 @@ static void put_machine(FILE *out, const struct machine *M) {
     PUT_EACH("file_clock", S->num_file_pages, "%d", M->file_page[k].clock);
     PUT_EACH("next_trim", P, "%d", M->process[k].next_trim);
     PUT_EACH("free", M->num_free, "%d", M->free[M->num_free - 1 - k]);
+    PUT_EACH("slow", M->num_slow, "%d", M->slow[M->num_slow - 1 - k]);
     fputs("\"lru\":[", out);
     for (int f = M->frame[S->num_frames].next; f != S->num_frames; f = M->frame[f].next) fprintf(out, separator++ ? ",%d" : "%d", f);
     fputs("],", out);
@@ -1946,7 +2060,7 @@ static void check_lane(const struct shape *S, const struct lane *lane, int index
     struct { const char *name; int32_t value, low, high; } limits[] = {
         { "frames_in_use", lane->frames_in_use, 0, S->num_frames }, { "pcp_batch", lane->pcp_batch, 1, S->pcp_slots },
         { "pcp_high", lane->pcp_high, 0, S->pcp_slots - 1 }, { "reclaim_batch", lane->reclaim_batch, 1, S->batch_slots },
-        { "kswapd_cpu", lane->kswapd_cpu, 0, S->num_cpus - 1 },
+        { "kswapd_cpu", lane->kswapd_cpu, 0, S->num_cpus - 1 }, { "fast_frames", lane->fast_frames, 0, lane->frames_in_use },
         { "policy.quarantine_slots", lane->quarantine_slots, 0, S->quarantine_slots }, { "policy.gen_bits", lane->gen_bits, 2, 30 },
     };
     for (size_t k = 0; k < sizeof limits / sizeof *limits; k++)
@@ -1975,6 +2089,7 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case FILE_WRITE:
     case REMOTE_WRITE:
     case TRUNCATE: return is_within(arg, 0, S->num_file_pages);
+    case MIGRATE: return has_page && is_within(arg, 0, S->num_processes);
     case RECLAIM: return arg == NONE || (has_page && is_within(arg, 0, S->num_processes));
     case SWITCH: return is_within(arg, NONE, S->num_processes);
     default: return true;

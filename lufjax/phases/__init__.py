@@ -93,6 +93,13 @@ class Phase(enum.IntEnum):
     MREMAP = 83  # move_ptes, of one page
     MREMAP_SETTLE = 84
     MREMAP_MOVE = 85
+    SPILL = 86  # get_page_from_freelist falls back to the slow tier
+    FREE_SLOW = 87  # a freed frame goes back there
+    MIGRATE = 88  # migrate_folio_unmap
+    MIGRATE_UNMAP = 89
+    MIGRATE_FLUSH = 90  # try_to_unmap_flush, then move_to_new_folio, remove_migration_ptes
+    MIGRATE_FLUSHED = 91
+    MIGRATE_FREE = 92
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -131,6 +138,9 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "mark": (Phase.LAZYFREE_MARK,),
     "mremap": (Phase.MREMAP, Phase.MREMAP_SETTLE, Phase.MREMAP_MOVE),
     "process": (Phase.EXIT, Phase.LEAVE),
+    "slow": (Phase.SPILL, Phase.FREE_SLOW),
+    "migrate": (Phase.MIGRATE, Phase.MIGRATE_UNMAP),
+    "migrated": (Phase.MIGRATE_FLUSH, Phase.MIGRATE_FLUSHED, Phase.MIGRATE_FREE),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),
 }  # fmt: skip

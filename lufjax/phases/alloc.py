@@ -39,6 +39,9 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.put_regs(refills, rf_left=jnp.minimum(m.p.pcp_batch, m.r.free_count))
     m.goto(Phase.REFILL, refills)
     fails = todo & pcp_empty & (m.r.free_count == 0)
+    spills = fails & (m.r.slow_count > 0)
+    m.goto(Phase.SPILL, spills)
+    fails = fails & ~spills
     m.count("alloc_fail", fails)
     m.put_regs(fails, alloc_frame=-1)
     m.goto(m.r.alloc_ret, fails)
@@ -114,11 +117,13 @@ def pcp(m: Draft, enabled: Array) -> None:
 
 
 def free_then(m: Draft, frame: Array, cpu: Array, enabled: Array, then: Array | Phase, *, has_debt: Array) -> None:
-    """Free a frame and continue in ``then``, by way of PCP_DRAIN if the list overflowed."""
+    """Free a frame and continue in ``then``, by way of PCP_DRAIN if the list overflowed, of FREE_SLOW if the frame does not belong there."""
     count, overflows = frames.free_frame(m, frame, cpu, enabled, has_debt=has_debt)
-    m.goto(then, enabled & ~overflows)
-    m.put_regs(overflows, pd_cpu=cpu, pd_left=jnp.minimum(m.p.pcp_batch, count), pd_ret=then)
-    m.goto(Phase.PCP_DRAIN, overflows)
+    is_slow = enabled & (frame >= m.p.fast_frames)
+    moves = overflows | is_slow
+    m.goto(then, enabled & ~moves)
+    m.put_regs(moves, pd_cpu=cpu, pd_left=jnp.minimum(m.p.pcp_batch, count), pd_ret=then)
+    m.goto(jnp.where(is_slow, Phase.FREE_SLOW, Phase.PCP_DRAIN), moves)
 
 
 def put_then(m: Draft, frame: Array, row: Array, cpu: Array, enabled: Array, then: Phase, *, has_debt: Array) -> None:

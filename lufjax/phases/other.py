@@ -76,6 +76,7 @@ def other(m: Draft, enabled: Array) -> None:
     m.goto(Phase.MAPPING, begin & (m.op == Op.MADVISE_FREE))
     m.goto(Phase.MREMAP, begin & (m.op == Op.MREMAP))
     m.goto(Phase.EXIT, begin & (m.op == Op.EXIT))
+    m.goto(Phase.MIGRATE, begin & (m.op == Op.MIGRATE))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))
     m.goto(Phase.HALF, begin & ((m.op == Op.FAULT_INSTALL) | (m.op == Op.FAULT_FINISH)))
     m.goto(Phase.TAKE, begin & ((m.op == Op.TAKE_OFF) | (m.op == Op.DISCHARGE)))

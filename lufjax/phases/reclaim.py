@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -60,6 +62,46 @@ def _leave(m: Draft, enabled: Array, list_is_empty: Array) -> None:
 
 def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enabled: Array) -> Array:
     """try_to_unmap: clear every PTE of the frame, queue or defer its flush. Returns the PTE values left behind."""
+    cleared = clear_ptes(m, frame, row, sites, ptes, enabled, cpu=m.r.rc_cpu, may_defer=m.rules.reclaim_flush >= TAKE_OFF)
+    backing, version = row[st.PAGE_OF], row[st.VERSION]
+    home = m.get("backing", backing, st.HOME)
+    any_dirty, is_dirty, deferred = cleared.any_dirty, cleared.is_dirty, cleared.deferred
+    m.count("pglazyfreed", enabled & cleared.drops)
+
+    # Flushes due at once: single-CPU mms, the page-by-page policy, and dirty pages before their write-out.
+    m.put_regs(enabled, un_frame=frame, un_deferred=deferred, un_dirty=jnp.where(is_dirty, 1, 0) + jnp.where(any_dirty, 2, 0), loop=0)
+    waits = enabled & (cleared.at_once.any() | is_dirty)
+    m.put("un_sites", (), jnp.where(cleared.at_once, sites, -1), waits)
+    m.goto(Phase.UNMAP, waits)
+    _append(m, frame, backing, version, home, deferred, jnp.zeros_like(deferred), enabled & ~waits)
+    return jnp.where(cleared.marks, st.PTE_MARKER, 0)
+
+
+class Cleared(NamedTuple):
+    """What clearing the PTEs of a frame came to.
+
+    Attributes:
+        at_once, queued, marks: ``bool[R]``, PTEs whose flush is due at once, is queued or deferred, and that leave a marker.
+        deferred: whether the queued ones are deferred. any_dirty: whether a PTE was dirty. is_dirty: whether the content has to be written out.
+        drops: whether the content may be dropped, because MADVISE_FREE let it go.
+    """
+
+    at_once: Array
+    queued: Array
+    marks: Array
+    deferred: Array
+    any_dirty: Array
+    is_dirty: Array
+    drops: Array
+
+
+def clear_ptes(
+    m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enabled: Array, *, cpu: Array, may_defer: Array
+) -> Cleared:  # fmt: skip
+    """try_to_unmap, try_to_migrate: queue or defer the flush of every PTE of a frame, of which nothing is left in the reverse map.
+
+    The PTEs themselves are the caller's to write.
+    """
     rules = m.rules
     is_site = sites >= 0
     pids = jnp.maximum(sites, 0)
@@ -69,15 +111,14 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     backing, version = row[st.PAGE_OF], row[st.VERSION]
     _, stored, home = m.get("backing", backing)
     drops = (backing >= m.shape.num_file_pages) & ((home & 3) == 2) & ~any_dirty
-    m.count("pglazyfreed", enabled & drops)
     is_dirty = any_dirty | ((version != stored) & ~drops)
 
     masks = m.get("cpumask", mms)
-    others = ~cpumask.is_empty(masks & ~cpumask.single(m.r.rc_cpu, m.words))
+    others = ~cpumask.is_empty(masks & ~cpumask.single(cpu, m.words))
     flushes = is_site & (rules.reclaim_flush != NEVER)
     queued = flushes & (rules.reclaim_flush != PAGE) & others
     admitted = jnp.where(rules.defer_pages == 0, ~any_writable, jnp.where(rules.defer_pages == 1, ~is_dirty, True))
-    deferred = (rules.reclaim_flush >= TAKE_OFF) & admitted & queued.any() & (rules.init_on_free != REFUSED)
+    deferred = may_defer & admitted & queued.any() & (rules.init_on_free != REFUSED)
     union = lax.reduce(jnp.where(queued[:, None], masks, jnp.uint32(0)), jnp.uint32(0), lax.bitwise_or, (0,))
     batched, defers = enabled & ~deferred, enabled & deferred
     m.set_mask("batch_mask", m.batch_mask | union, batched)
@@ -106,15 +147,7 @@ def _unmap(m: Draft, frame: Array, row: Array, sites: Array, ptes: Array, enable
     marks = deferred & queued & ((rules.munmap_debt_rule == 2) | (rules.va_rule == 1))
     m.put("page", (pids, st.CHANGED), m.now, enabled & is_site)
     m.put("rmap", frame, jnp.full_like(sites, -1), enabled)
-
-    # Flushes due at once: single-CPU mms, the page-by-page policy, and dirty pages before their write-out.
-    at_once = flushes & ~queued
-    m.put_regs(enabled, un_frame=frame, un_deferred=deferred, un_dirty=jnp.where(is_dirty, 1, 0) + jnp.where(any_dirty, 2, 0), loop=0)
-    waits = enabled & (at_once.any() | is_dirty)
-    m.put("un_sites", (), jnp.where(at_once, sites, -1), waits)
-    m.goto(Phase.UNMAP, waits)
-    _append(m, frame, backing, version, home, deferred, jnp.zeros_like(deferred), enabled & ~waits)
-    return jnp.where(marks, st.PTE_MARKER, 0)
+    return Cleared(flushes & ~queued, queued, marks, deferred, any_dirty, is_dirty, drops)
 
 
 def _bump_generations(m: Draft, mms: Array, queued: Array, bumps_pending: Array) -> None:
@@ -128,15 +161,7 @@ def unmap(m: Draft, enabled: Array) -> None:
     """The rest of an unmap: flush page by page what is due, flush the batch before a dirty page is written out, write it out."""
     back = enabled & (m.r.phase == Phase.UNMAP_FLUSHED)
     todo = enabled & (m.r.phase == Phase.UNMAP)
-    sites = m.get("un_sites")
-    due = sites >= 0
-    slot = jnp.argmax(due)
-    site = jnp.where(jnp.arange(due.shape[0]) == slot, jnp.maximum(sites, 0), 0).sum(dtype=jnp.int32)
-    flushes = todo & due.any()
-    m.put("un_sites", slot, -1, flushes)
-    mm = lax.div(site, jnp.int32(m.shape.num_vpns))
-    vpn = site - mm * m.shape.num_vpns
-    m.flush_mm(flushes, Phase.UNMAP, cpu=m.r.rc_cpu, mm=mm, payer=Payer.RECLAIM, start=vpn, end=vpn + 1)
+    flushes = flush_site(m, todo, Phase.UNMAP, cpu=m.r.rc_cpu)
     before_write = todo & ~flushes & (m.r.un_dirty >= 2) & (m.rules.flush_dirty == 1) & (m.r.need_flush == 1)
     m.flush_batch(before_write, Phase.UNMAP_FLUSHED, cpu=m.r.rc_cpu, mask=m.batch_mask, payer=Payer.RECLAIM)
     batch_flushed(m, back)
@@ -147,6 +172,20 @@ def unmap(m: Draft, enabled: Array) -> None:
     backing = row[st.PAGE_OF]
     home = m.get("backing", backing, st.HOME)
     _append(m, frame, backing, row[st.VERSION], home, m.r.un_deferred == 1, m.r.un_dirty > 0, ends)
+
+
+def flush_site(m: Draft, enabled: Array, then: Phase, *, cpu: Array) -> Array:
+    """Flush one of the PTEs in ``un_sites``, and continue in ``then``. Returns whether there was one."""
+    sites = m.get("un_sites")
+    due = sites >= 0
+    slot = jnp.argmax(due)
+    site = jnp.where(jnp.arange(due.shape[0]) == slot, jnp.maximum(sites, 0), 0).sum(dtype=jnp.int32)
+    flushes = enabled & due.any()
+    m.put("un_sites", slot, -1, flushes)
+    mm = lax.div(site, jnp.int32(m.shape.num_vpns))
+    vpn = site - mm * m.shape.num_vpns
+    m.flush_mm(flushes, then, cpu=cpu, mm=mm, payer=Payer.RECLAIM, start=vpn, end=vpn + 1)
+    return flushes
 
 
 def _append(

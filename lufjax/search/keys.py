@@ -20,17 +20,18 @@ SMALLEST, LARGEST = -3, 250
 """Values of a key; stored as bytes."""
 
 
-def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bool) -> Array:
+def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bool, fast_frames: int) -> Array:
     """``int32[width]`` of one machine between two events.
 
     Args:
-        rename: number frames and anonymous pages by where they are (lists first, in order), and forget what a frame holds that nobody can
-            read, so that states that differ in these only are one.
+        rename: number frames (of each tier apart) and anonymous pages by where they are (lists first, in order), and forget what a frame holds
+            that nobody can read, so that states that differ in these only are one.
         whole_tags: keep generations as they are, because their numbers may wrap; else only whether a tag is 0, paid, or open.
+        fast_frames: frames below are the fast tier.
     """
     s = _with_anon_renamed(shape, _without_unreadable(shape, s)) if rename else s
     places = _frame_lists(shape, s)
-    new = _names(shape.num_frames, places) if rename else jnp.arange(shape.num_frames)
+    new = _names(shape.num_frames, places, fast_frames) if rename else jnp.arange(shape.num_frames)
 
     def frames(values: Array, empty: Array | bool = False) -> Array:
         return jnp.where(jnp.asarray(empty) | (values < 0), -1, _pick(new, values))
@@ -75,6 +76,7 @@ def _frame_lists(shape: MachineShape, s: MachineState) -> list[Array]:
     c = range(shape.num_cpus)
     return [
         _ring(s.free_ring, st.scalar(s, "free_head"), st.scalar(s, "free_count"), shape.num_frames),
+        _ring(s.slow_ring, st.scalar(s, "slow_head"), st.scalar(s, "slow_count"), shape.num_frames),
         *(_ring(s.pcp_ring[i], s.pcp[i, 0], s.pcp[i, 1], shape.pcp_slots) for i in c),
         jnp.where(jnp.arange(len(s.batch)) < st.scalar(s, "batch_count"), s.batch >> 1, -1),
         _inactive(shape, s),
@@ -84,11 +86,12 @@ def _frame_lists(shape: MachineShape, s: MachineState) -> list[Array]:
     ]
 
 
-def _names(count: int, places: list[Array]) -> Array:
-    """New number of each of ``count`` things: by its first place in the lists, those on none last."""
+def _names(count: int, places: list[Array], split: int = 0) -> Array:
+    """New number of each of ``count`` things: by its first place in the lists, those on none last; those below ``split`` keep numbers below it."""
     slots = jnp.concatenate(places)
     numbers = jnp.arange(count)
     first = jnp.min(jnp.where(slots[None, :] == numbers[:, None], jnp.arange(len(slots))[None, :], len(slots) + numbers[:, None]), axis=1)
+    first = first + jnp.where(numbers < split, 0, len(slots) + count)
     return jnp.sum((first[None, :] < first[:, None]).astype(jnp.int32), axis=1)
 
 

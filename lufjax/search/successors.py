@@ -73,11 +73,16 @@ class Machine:
         padded = [np.concatenate([rows, np.zeros((self._steps - len(rows), 5), np.int32)]) for rows in alphabet.rows]
         self._events = rollout.pack_events(np.stack([np.tile(rows, (depth, 1)) for rows in padded]))
         ops = {int(op) for rows in alphabet.rows for op in np.unique(rows[:, 1])}
-        self._program = native.compile_for(self.shape, rollout.program_for(ops))
+        self._program = native.compile_for(self.shape, rollout.program_for(ops, has_slow=params.fast_frames < params.frames_in_use))
         self.names = renamings(alphabet)[: None if symmetry else 1]
         self._whole_tags, self._pairs = tags_wrap(policy), has_pairs(policy)
         rename = symmetry and not self._pairs
-        keys = [lambda s, own=own: key_of(self.shape, renamed(self.shape, s, own), rename=rename, whole_tags=self._whole_tags) for own in self.names]
+        keys = [
+            lambda s, own=own: key_of(
+                self.shape, renamed(self.shape, s, own), rename=rename, whole_tags=self._whole_tags, fast_frames=params.fast_frames
+            )
+            for own in self.names
+        ]
         self._keys = [native.compile_map(key, self._arrays) for key in keys]
         self.key_width = self._keys[0][1]
         self._params = np.array([*params[:-1], *params.policy], np.int32)

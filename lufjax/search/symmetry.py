@@ -21,7 +21,7 @@ from lufjax.search.alphabet import Alphabet, has_room
 from lufjax.state import MachineState
 
 PAGE_OPS = {
-    Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.RECLAIM, Op.FAULT_INSTALL,
+    Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.RECLAIM, Op.MIGRATE, Op.FAULT_INSTALL,
     Op.FAULT_FINISH,
 }  # fmt: skip
 OTHER_OPS = {

@@ -66,6 +66,7 @@ def small_run(traces: Sequence[Trace], policies: Sequence[str], *, pressure: flo
     records = [load_policy(name) for name in policies for _ in traces]
     params = MachineParams(
         frames_in_use=np.array(frames * len(policies), np.int32),
+        fast_frames=np.array(frames * len(policies), np.int32),
         **{name: np.full(len(records), value, np.int32) for name, value in numbers.items()},
         policy=FlushPolicy(*np.array(records, np.int32).T),
     )

@@ -15,6 +15,7 @@ from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
  TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
  MADVISE_FREE, EXIT, MREMAP) = range(1, 25)  # fmt: skip
+MIGRATE = 26
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -61,12 +62,13 @@ def policies(quarantine_slots: int) -> st.SearchStrategy[dict[str, int]]:
 def _params(draw: st.DrawFn, sizes: dict[str, Any]) -> dict[str, int]:
     low = draw(st.integers(0, 2))
     mid = low + draw(st.integers(0, 2))
+    frames = draw(st.integers(max(2, sizes["num_frames"] - 6), sizes["num_frames"]))
     return {
-        "frames_in_use": draw(st.integers(max(2, sizes["num_frames"] - 6), sizes["num_frames"])),
+        "frames_in_use": frames,
         "wmark_min": low, "wmark_low": mid, "wmark_high": mid + draw(st.integers(0, 3)),
         "pcp_batch": draw(st.integers(1, 3)), "pcp_high": draw(st.integers(1, 4)),
         "reclaim_batch": draw(st.integers(1, sizes["batch_slots"])), "kswapd_cpu": draw(st.integers(0, sizes["num_cpus"] - 1)),
-        "load_mode": draw(st.integers(0, 1)),
+        "load_mode": draw(st.integers(0, 1)), "fast_frames": draw(st.one_of(st.just(frames), st.integers(1, frames))),
     }  # fmt: skip
 
 
@@ -129,6 +131,9 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
         arg = int(wish.repeat == 3 or (cpu.gather is not None and cpu.gather.op == EXIT))
     elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = wish.pick % sizes["num_file_pages"]
+    elif op == MIGRATE:
+        resident = [(m, v) for m, v, page in oracle.state.pages() if page.present]
+        arg, vpn = resident[wish.pick % len(resident)] if resident else (wish.pick % sizes["num_processes"], vpn)
     elif op in (RECLAIM, SWITCH):
         arg = wish.pick % (sizes["num_processes"] + 1) - 1
     return [wish.cpu, op, vpn, arg, repeat]

@@ -38,7 +38,7 @@ def small_machine(trace: Trace) -> tuple[MachineShape, dict[str, int]]:
     )  # fmt: skip
     params = {
         "frames_in_use": frames, "wmark_min": 2, "wmark_low": 6, "wmark_high": 10, "pcp_batch": 2, "pcp_high": 4, "reclaim_batch": 8,
-        "kswapd_cpu": 0, "load_mode": 1,
+        "kswapd_cpu": 0, "load_mode": 1, "fast_frames": frames,
     }  # fmt: skip
     return shape, params
 
@@ -93,7 +93,7 @@ def test_engine_and_oracle_agree_over_a_recording(recording: str, num_cpus: int)
 
 def test_counts_compared_are_all_there_are() -> None:
     sizes = oracle_sizes(MachineShape(1, 1, 2, 2, 1, 1, 1))
-    params = {**dict.fromkeys(MachineParams._fields[:-1], 1), "frames_in_use": 2, "kswapd_cpu": 0}
+    params = {**dict.fromkeys(MachineParams._fields[:-1], 1), "frames_in_use": 2, "fast_frames": 2, "kswapd_cpu": 0}
     empty = {"vmas": [1], "page_vma": [[-1, -1]], "page_backing": [[-1, -1]], "loaded": [0]}
     counts = oracle_counts(Oracle(sizes, params, PRESETS["linux"], empty))
     assert set(counts) - {"loads_issued", "received"} == {*names.SCALARS, *names.GAUGES, *names.HISTOGRAMS}

@@ -45,7 +45,7 @@ def linux_params(*, load_mode: bool, kswapd_cpu: int = 0) -> MachineParams:
     frames, low, mark, high = (64, 4, 8, 16) if load_mode else (128, 0, 1, 1)
     return MachineParams(
         frames_in_use=frames, wmark_min=low, wmark_low=mark, wmark_high=high, pcp_batch=1, pcp_high=2, reclaim_batch=BATCH,
-        kswapd_cpu=kswapd_cpu, load_mode=int(load_mode), policy=load_policy("linux"),
+        kswapd_cpu=kswapd_cpu, load_mode=int(load_mode), fast_frames=frames, policy=load_policy("linux"),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def run_stream(vpn: np.ndarray, is_store: np.ndarray, l1: TlbGeometry, l2: TlbGe
     )  # fmt: skip
     params = MachineParams(
         frames_in_use=num_vpns, wmark_min=0, wmark_low=0, wmark_high=0, pcp_batch=1, pcp_high=1, reclaim_batch=1, kswapd_cpu=0, load_mode=0,
+        fast_frames=num_vpns,
         policy=FlushPolicy(),
     )  # fmt: skip
     lane = MachineParams(*(np.array([x], np.int32) for x in params[:-1]), policy=FlushPolicy(*(np.array([x], np.int32) for x in params.policy)))

@@ -26,7 +26,7 @@ from tests.scenario.oracle_machine import build_oracle
 
 FILES = [load_litmus(path) for path in litmus_files()]
 SHAPE = dataclasses.replace(litmus.shape_for(FILES), num_anon=32)
-PARAMS = MachineParams(SHAPE.num_frames, 0, 0, 0, 1, 0, 1, 0, 0, litmus.POLICY)
+PARAMS = MachineParams(SHAPE.num_frames, 0, 0, 0, 1, 0, 1, 0, 0, SHAPE.num_frames, litmus.POLICY)
 
 
 def test_every_shipped_file_holds_in_one_batch() -> None:

@@ -46,16 +46,28 @@ def _take(s: State, n: Counts, c: int) -> tuple[int, Debt] | None:
             if not cpu.pcp and not s.free and s.quarantine:
                 release(s, n, c, True)
     task_tag = _refill(s, c)
-    if not cpu.pcp:
+    frames_there = cpu.pcp or s.slow
+    if not frames_there:
         n.bump("alloc_fail")
         return None
-    return _unlist(s, n, c, cpu.pcp[0], task_tag)
+    return _unlist(s, n, frames_there, frames_there[0], task_tag)
 
 
-def _unlist(s: State, n: Counts, c: int, f: int, task_tag: int) -> tuple[int, Debt]:
-    """Frame ``f`` leaves the per-CPU list; nothing is owed for it any more but the debt that is returned with it."""
+def alloc_in(s: State, n: Counts, c: int, is_slow: bool) -> int | None:
+    """Hand out a frame of one tier to nobody, without reclaim, or None if there is none."""
+    pcp, task_tag = s.cpus[c].pcp, 0
+    if not is_slow:
+        if s.params["load_mode"] and len(s.free) < s.params["wmark_low"]:
+            s.kswapd_on = True
+        task_tag = _refill(s, c)
+    frames_there = s.slow if is_slow else pcp
+    return _hand_out(s, n, c, _unlist(s, n, frames_there, frames_there[0], task_tag), True) if frames_there else None
+
+
+def _unlist(s: State, n: Counts, frames_there: list[int], f: int, task_tag: int) -> tuple[int, Debt]:
+    """Frame ``f`` leaves its list; nothing is owed for it any more but the debt that is returned with it."""
     frame = s.frames[f]
-    s.cpus[c].pcp.remove(f)
+    frames_there.remove(f)
     debt = _debt(s, f, task_tag)
     n.bump("nr_pending", -1 if frame.owed else 0)
     frame.owed, frame.owner = set(), None
@@ -83,7 +95,7 @@ def alloc_atomic(s: State, n: Counts, c: int) -> int | None:
         n.bump("alloc_fail")
         return None
     received = n.scalars["nr_tlb_remote_flush_received"]
-    f = _hand_out(s, n, c, _unlist(s, n, c, looked_at[0], task_tag), True)
+    f = _hand_out(s, n, c, _unlist(s, n, pcp, looked_at[0], task_tag), True)
     if n.scalars["nr_tlb_remote_flush_received"] > received:
         n.violate(ATOMIC_FLUSH, False, 1, (s.now, c, -1, -1))
     return f

@@ -10,8 +10,8 @@ FLUSHED = 2
 
 
 def free(s: State, n: Counts, f: int, c: int) -> None:
-    """Give frame ``f`` back to the per-CPU list of ``c``."""
-    frame, pcp = s.frames[f], s.cpus[c].pcp
+    """Give frame ``f`` back to the per-CPU list of ``c``, or to the list of the slow tier."""
+    frame, pcp = s.frames[f], s.slow if is_slow(s, f) else s.cpus[c].pcp
     frame.state = FREE
     if s.policy["init_on_free"]:
         frame.content, frame.handed = NOTHING, s.now
@@ -22,9 +22,14 @@ def free(s: State, n: Counts, f: int, c: int) -> None:
         pcp.append(f)
     else:
         pcp.insert(0, f)
-    if len(pcp) > s.params["pcp_high"]:
+    if not is_slow(s, f) and len(pcp) > s.params["pcp_high"]:
         for _ in range(min(s.params["pcp_batch"], len(pcp))):
             _to_free(s, pcp.pop())
+
+
+def is_slow(s: State, f: int) -> bool:
+    """Whether frame ``f`` is of the slow tier."""
+    return f >= s.params["fast_frames"]
 
 
 def _to_free(s: State, f: int) -> None:

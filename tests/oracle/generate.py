@@ -54,11 +54,13 @@ def random_params(rng: random.Random, sizes: dict[str, Any]) -> dict[str, int]:
     """Draw the traced numbers of a lane, with watermarks low enough that reclaim works and allocation may fail."""
     wmark_min = rng.randint(0, 2)
     wmark_low = wmark_min + rng.randint(0, 2)
+    frames = rng.randint(max(2, sizes["num_frames"] - 6), sizes["num_frames"])
     return {
-        "frames_in_use": rng.randint(max(2, sizes["num_frames"] - 6), sizes["num_frames"]),
+        "frames_in_use": frames,
         "wmark_min": wmark_min, "wmark_low": wmark_low, "wmark_high": wmark_low + rng.randint(0, 3),
         "pcp_batch": rng.randint(1, 3), "pcp_high": rng.randint(1, 4), "reclaim_batch": rng.randint(1, sizes["batch_slots"]),
         "kswapd_cpu": rng.randrange(sizes["num_cpus"]), "load_mode": rng.randrange(2),
+        "fast_frames": rng.choice((frames, rng.randint(1, frames))),
     }  # fmt: skip
 
 

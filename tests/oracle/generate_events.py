@@ -8,6 +8,7 @@ from typing import Any
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
  MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
+MIGRATE = 26
 SHARED_KINDS = (DONTNEED, MADVISE_FREE)
 GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP)
 READ, WRITE, ANON = 1, 2, 16
@@ -15,12 +16,12 @@ FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 30, STORE: 18, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
     RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
-    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3,
+    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3, MIGRATE: 6,
 }  # fmt: skip
 """How often each operation is drawn."""
 ALLOCATIONS = {
     LOAD: 8, RECLAIM: 6, RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, ALLOC_ATOMIC: 2, TAKE_OFF: 3, DISCHARGE: 4, FREE_FOREIGN: 6, FAULT_INSTALL: 1,
-    FAULT_FINISH: 1,
+    FAULT_FINISH: 1, MIGRATE: 3,
 }  # fmt: skip
 """The same where frames come and go, and little else happens."""
 
@@ -39,6 +40,8 @@ class _Tracker:
         """Page of a fault that may be between its halves: whether it is depends on the policy, so such a CPU maps and switches nothing."""
 
         self.has_taken = [False] * sizes["num_cpus"]
+        self.touched: list[tuple[int, int]] = []
+        """Pages accessed so far, the latest last: most of them are resident."""
 
     def kind(self, vma: int) -> tuple[bool, bool]:
         """What MPROTECT may not change: anonymous or not, shared or not."""
@@ -96,6 +99,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     arg, repeat = 0, 1
     if op in (LOAD, STORE):
         repeat = rng.randint(1, 3)
+        if enabled and t.vma[m][vpn] >= 0 and t.flags[t.vma[m][vpn]] & (READ if op == LOAD else WRITE):
+            t.touched.append((m, vpn))
     elif op == MMAP:
         vma = rng.randrange(len(t.flags))
         arg = -1 if t.flags[vma] & ANON else rng.randrange(sizes["num_file_pages"])
@@ -141,6 +146,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         vpn = rng.choice(anon) if anon and rng.random() < 0.8 else vpn
     elif op in (FILE_WRITE, REMOTE_WRITE, TRUNCATE):
         arg = rng.randrange(sizes["num_file_pages"])
+    elif op == MIGRATE:
+        arg, vpn = rng.choice(t.touched[-4:]) if t.touched and rng.random() < 0.9 else (rng.randrange(sizes["num_processes"]), vpn)
     elif op == RECLAIM:
         arg = rng.randrange(-1, sizes["num_processes"])
     elif op == SWITCH:

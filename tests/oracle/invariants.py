@@ -29,7 +29,10 @@ def _frames_are_in_one_place(s: State) -> None:
     held = {f for cpu in s.cpus if cpu.gather for f in cpu.gather.held} | {f for f, *_ in s.quarantine}
     held = {f for f in held if s.frames[f].state == HELD}
     batch = sorted({f for f, _ in s.batch if s.frames[f].state == BATCH})
-    free = s.free + [f for cpu in s.cpus for f in cpu.pcp]
+    fast = s.free + [f for cpu in s.cpus for f in cpu.pcp]
+    assert all(f < s.params["fast_frames"] for f in fast)
+    assert all(f >= s.params["fast_frames"] for f in s.slow)
+    free = fast + s.slow
     taken = [cpu.taken[0] for cpu in s.cpus if cpu.taken]
     places = {FREE: free, USED: s.lru, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting, TAKEN: taken}
     for state, frames in places.items():

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import access, allocation, fault, file, flush, frames, mapping, micro, reclaim
+from . import access, allocation, fault, file, flush, frames, mapping, micro, migration, reclaim
 from .counting import HISTOGRAMS, Counts
 from .finish import gather_finish
 from .snapshot import snapshot
-from .state import FOREIGN, FOREIGN_DATA, USED, EngineFault, State
+from .state import FOREIGN, FOREIGN_DATA, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
  MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
+MIGRATE = 26
 FIRST_PAGE = 65536
 
 
@@ -54,6 +55,8 @@ class Oracle:
             return fault.finish_half(s, n, cpu, vpn)
         if op == RECLAIM:
             return _reclaim(s, n, cpu, vpn, arg)
+        if op == MIGRATE:
+            return migration.migrate(s, n, cpu, vpn, arg)
         if op == FILE_WRITE:
             file.file_write(s, n, cpu, arg)
         elif op in (REMOTE_WRITE, TRUNCATE):
@@ -77,7 +80,7 @@ class Oracle:
         elif micro.PLACE <= op <= micro.PERMIT:
             micro.micro_step(s, cpu, op, vpn, arg, repeat)
         elif op != NOP:
-            raise ValueError(f"op={op}: allowed are 0 to {MREMAP}, and {micro.PLACE} to {micro.PERMIT}")
+            raise ValueError(f"op={op}: allowed are 0 to {MIGRATE}, and {micro.PLACE} to {micro.PERMIT}")
         return True
 
     def snapshot(self) -> dict[str, Any]:
@@ -98,9 +101,8 @@ def _reclaim(s: State, n: Counts, cpu: int, vpn: int, process: int) -> bool:
     if process < 0:
         reclaim.reclaim(s, n, cpu, 1, 4, "direct")
         return True
-    page = s.page(process, vpn)
-    f = None if page.vma is None else s.backings[page.backing].home
-    if f is None or s.frames[f].state != USED or s.frames[f].refs > 0:
+    f = reclaim.movable(s, process, vpn)
+    if f is None:
         return False
     n.bump("pgsteal_direct")
     reclaim.unmap(s, n, f, cpu)

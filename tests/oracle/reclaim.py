@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import allocation, flush, frames
 from .counting import Counts
-from .state import BATCH, CORRUPT, Frame, State
+from .state import BATCH, CORRUPT, USED, Frame, State
 
 NEVER, PAGE, _, TAKE_OFF, OWNER = range(5)
 READ_ONLY, CLEAN, ANY = range(3)
@@ -46,40 +46,63 @@ def reclaim(s: State, n: Counts, i: int, pages: int, entries: int, who: str) -> 
 def unmap(s: State, n: Counts, f: int, i: int) -> None:
     """Clear every PTE of frame ``f`` and put it in the batch."""
     frame, backing = s.frames[f], s.backings[s.frames[f].page]
-    version = 0 if frame.content == CORRUPT else frame.content[1]
     s.lru.remove(f)
-    mappings = frame.mappings()
-    any_dirty = any(s.page(m, v).dirty for m, v in mappings)
-    drops = s.is_lazyfree(frame.page) and not any_dirty
-    must_write = not drops and (any_dirty or version != backing.stored)
-    deferred = _is_admitted(s, frame, any_dirty, must_write) and any(_is_queued(s, m, i) for m, _ in mappings)
-    _clear_all(s, n, f, i, deferred)
-    n.bump("pglazyfreed", drops)
+    any_dirty = any(s.page(m, v).dirty for m, v in frame.mappings())
+    must_write = _must_write(s, frame)
+    n.bump("pglazyfreed", s.is_lazyfree(frame.page) and not any_dirty)
+    deferred, _ = clear_ptes(s, n, f, i, s.policy["reclaim_flush"] in (TAKE_OFF, OWNER))
     if must_write:
         if s.policy["flush_dirty"] and any_dirty and s.need_flush:
             flush_now(s, n, i, "reclaim")
-        backing.stored, backing.on_store, backing.harvested = version, True, True
+        backing.stored, backing.on_store, backing.harvested = _version(frame), True, True
         n.bump("pgpgout")
     frame.state = BATCH
     if s.policy["reclaim_remove"]:
         backing.home = None
     s.batch.append((f, deferred))
-    if deferred:
-        n.bump("deferred_unmaps")
     if len(s.batch) >= s.params["reclaim_batch"]:
         drain(s, n, i)
 
 
-def _is_admitted(s: State, frame: Frame, any_dirty: bool, must_write: bool) -> bool:
+def clear_ptes(s: State, n: Counts, f: int, i: int, may_defer: bool) -> tuple[bool, bool]:
+    """Clear every PTE of frame ``f``; flush, queue or, if the rules allow it, defer their flushes.
+
+    Returns:
+        Whether they were deferred, whether some were queued.
+    """
+    is_queued = any(_is_queued(s, m, i) for m, _ in s.frames[f].mappings())
+    deferred = may_defer and is_queued and _is_admitted(s, s.frames[f])
+    n.bump("deferred_unmaps", deferred)
+    _clear_all(s, n, f, i, deferred)
+    return deferred, is_queued and not deferred
+
+
+def _version(frame: Frame) -> int:
+    """The version that a write-out of the frame would store."""
+    return 0 if frame.content == CORRUPT else frame.content[1]
+
+
+def _must_write(s: State, frame: Frame) -> bool:
+    """Whether the content of a frame would be lost with it."""
+    any_dirty = any(s.page(m, v).dirty for m, v in frame.mappings())
+    return any_dirty or (not s.is_lazyfree(frame.page) and _version(frame) != s.backings[frame.page].stored)
+
+
+def _is_admitted(s: State, frame: Frame) -> bool:
     """Whether the policy lets the flush of this frame wait."""
-    if s.policy["reclaim_flush"] not in (TAKE_OFF, OWNER) or s.policy["init_on_free"] == REFUSED:
+    if s.policy["init_on_free"] == REFUSED:
         return False
     admits = s.policy["defer_pages"]
     if admits == READ_ONLY:
         return not any(s.page(m, v).writable for m, v in frame.mappings())
-    if admits == CLEAN:
-        return not any_dirty and not must_write
-    return True
+    return admits != CLEAN or not _must_write(s, frame)
+
+
+def movable(s: State, m: int, v: int) -> int | None:
+    """The home of page (m, v), if it may be unmapped now."""
+    page = s.page(m, v)
+    f = None if page.vma is None else s.backings[page.backing].home
+    return None if f is None or s.frames[f].state != USED or s.frames[f].refs > 0 else f
 
 
 def _is_queued(s: State, m: int, i: int) -> bool:

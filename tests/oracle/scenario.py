@@ -11,6 +11,7 @@ from .policies import PRESETS
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
  MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
+MIGRATE = 26
 SHARED_RO, SHARED_RW, SHARED_NONE, PRIVATE_RO, PRIVATE_RW, PRIVATE_NONE, ANON_RW, ANON_RO, ANON_NONE = range(len(VMA_KINDS))
 """VMA ids by what they permit."""
 
@@ -25,7 +26,7 @@ def machine(pages: dict[int, tuple[int, int]], policy: str = "linux", num_cpus: 
     }  # fmt: skip
     params = {
         "frames_in_use": 16, "wmark_min": 1, "wmark_low": 2, "wmark_high": 3, "pcp_batch": 2, "pcp_high": 4, "reclaim_batch": 8,
-        "kswapd_cpu": 0, "load_mode": 0,
+        "kswapd_cpu": 0, "load_mode": 0, "fast_frames": 16,
     }  # fmt: skip
     rules = PRESETS[policy] | {"quarantine_slots": 8}
     for name, value in changes.items():

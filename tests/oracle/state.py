@@ -170,7 +170,8 @@ class State:
         self.frames = [Frame([None] * sizes["rmap_slots"]) for _ in range(sizes["num_frames"])]
         self.backings = [Backing(1, 1, True) for _ in range(num_file_pages)] + [Backing() for _ in range(sizes["num_anon"])]
         self.anon_pool = list(reversed(range(num_file_pages, num_file_pages + sizes["num_anon"])))
-        self.free = list(range(params["frames_in_use"]))
+        self.free = list(range(params["fast_frames"]))
+        self.slow = list(range(params["fast_frames"], params["frames_in_use"]))
         self.lru: list[int] = []
         self.batch: list[tuple[int, bool]] = []
         self.U: set[int] = set()

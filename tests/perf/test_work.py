@@ -34,7 +34,7 @@ LANE_LIMIT = 512 * 1024
 
 def elements_touched(group: str, shape: MachineShape) -> tuple[int, int]:
     """Elements that a kernel reads, and elements that it writes if every write is enabled."""
-    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE))
+    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
     closed, targets = trace_kernel(group, shape, arrays)
     outs, written = iter(closed.out_avals), 0
     for array, _, index in targets:

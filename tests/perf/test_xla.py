@@ -26,7 +26,7 @@ INSTRUCTION = re.compile(r"= (?:\()?\w+\[([\d,]+)\]\S* (\S+?)\(")
 
 def compiled_text() -> str:
     """The program for the operations of ``llm``, as compiled for one device."""
-    base = init_state(SHAPE, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, FlushPolicy()), EMPTY_TRACE)
+    base = init_state(SHAPE, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype), base)
     lane = jax.ShapeDtypeStruct((LANES,), np.int32)
     params = MachineParams(*(lane for _ in MachineParams._fields[:-1]), policy=FlushPolicy(*(lane for _ in FlushPolicy._fields)))

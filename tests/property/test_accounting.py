@@ -44,8 +44,8 @@ def rows_of(drawn: Drawn) -> list[list[int]]:
 
 
 def free_frames(whole: dict[str, Any]) -> list[int]:
-    """Frames of the global list and of the lists of the CPUs."""
-    return [f for frames in (whole["free"], *whole["pcp"]) for f in frames]
+    """Frames of the lists of both tiers and of the lists of the CPUs."""
+    return [f for frames in (whole["free"], whole["slow"], *whole["pcp"]) for f in frames]
 
 
 def check_frames(whole: dict[str, Any], frames_in_use: int) -> None:

@@ -15,7 +15,7 @@ from lufjax.trace import Trace
 
 READ, WRITE, MAYWRITE, SHARED = VmaFlag.READ, VmaFlag.WRITE, VmaFlag.MAYWRITE, VmaFlag.SHARED
 FILE, ANONYMOUS = READ | MAYWRITE | SHARED, READ | WRITE | MAYWRITE | VmaFlag.ANON
-PARAMS = MachineParams(8, 0, 0, 0, 1, 1, 1, 0, 0, FlushPolicy())
+PARAMS = MachineParams(8, 0, 0, 0, 1, 1, 1, 0, 0, 8, FlushPolicy())
 SHAPE = MachineShape(1, 1, 6, 8, 2, 2, 2, TlbGeometry(1, 2), TlbGeometry(1, 2), 2, 3, 1, 2, 1)
 """Two PTEs a frame, three pages a call, two anonymous pages."""
 CASES = {

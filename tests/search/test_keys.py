@@ -91,6 +91,12 @@ def test_a_key_without_the_tlbs_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
     assert disagreements(Machine(alphabet_of("tiny"), load_policy("luf_v10"), LENGTH + 2, symmetry=False), 1)[1]
 
 
+def test_a_key_that_confuses_the_tiers_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = keys._names
+    monkeypatch.setattr(keys, "_names", lambda count, places, split=0: real(count, places))
+    assert disagreements(Machine(alphabet_of("migrate"), load_policy("luf_v10"), LENGTH + 2, symmetry=True), 1)[1]
+
+
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_renamed_sequence_ends_in_the_same_state(name: str) -> None:
     alphabet = alphabet_of(name)
