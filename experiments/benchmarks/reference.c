@@ -724,6 +724,10 @@ static void unmap(struct machine *M, int f, int i) {
     struct unmapped was = clear_ptes(M, f, i, lane->reclaim_flush == RECLAIM_TAKE_OFF || lane->reclaim_flush == RECLAIM_OWNER);
     COUNT(pglazyfreed) += is_lazyfree(M, b) && !was.any_dirty;
     if (was.any_dirty || was.is_unsaved) {
+        if (lane->flush_dirty && was.any_dirty && was.is_deferred) {
+            M->batch_mask |= M->deferred_mask;
+            M->need_flush = true;
+        }
         if (lane->flush_dirty && was.any_dirty && M->need_flush) flush_now(M, i);
         M->backing[b].stored = frame->version;
         M->backing[b].on_store = 1;
@@ -1479,7 +1483,6 @@ static bool map_page(struct machine *M, int c, int v, int backing, int32_t packe
     int vma = packed % FIRST_PAGE;
     if (M->cpu[c].gather.kind || !may_map(M, c, true)) return false;
     int m = M->cpu[c].loaded;
-    struct process *mm = &M->process[m];
     struct page *page = &M->page[m * M->num_vpns + v];
     bool is_first = packed >= FIRST_PAGE;
     if (is_first && lane->mmap_flush && (M->vma[vma] & VMA_WRITE)) forced_flush(M, c, m, M->vma[vma] & VMA_SHARED ? backing : NONE, PAY_MAPPING);

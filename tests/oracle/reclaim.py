@@ -52,6 +52,9 @@ def unmap(s: State, n: Counts, f: int, i: int) -> None:
     n.bump("pglazyfreed", s.is_lazyfree(frame.page) and not any_dirty)
     deferred, _ = clear_ptes(s, n, f, i, s.policy["reclaim_flush"] in (TAKE_OFF, OWNER))
     if must_write:
+        if s.policy["flush_dirty"] and any_dirty and deferred:
+            s.U |= s.D
+            s.need_flush = True
         if s.policy["flush_dirty"] and any_dirty and s.need_flush:
             flush_now(s, n, i, "reclaim")
         backing.stored, backing.on_store, backing.harvested = _version(frame), True, True
