@@ -25,6 +25,7 @@ TLB shootdowns under lazy unmap flush policies, simulated in batches.
   scenario FILE [policy=NAME]     play a hand-written scenario and check what it expects (--json)
   matrix [FILE ...] [policy=A,B]  every scenario under every policy (--figure FILE, --json)
   explore policy=NAME [machine=NAME]  search every order of events for violations (lufjax explore --help)
+  ablate policy=NAME [machine=A,B] every rule replaced alone: what it lets through, and in how few events (--json)
   litmus FILE ... | --all         play kernel micro-step files and check what they expect (--json)
   policy list | show A | diff A B rules of the presets
   workload list                   workloads of the presets
@@ -189,6 +190,31 @@ def _explore(arguments: list[str]) -> int:
     return answer.main(alphabet, str(chosen["policy"]), words, search_options.read(chosen, alphabet), options.json)
 
 
+def _ablate(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="lufjax ablate", description="Replace every rule of a policy alone and search; docs/EXPLORE.md.")
+    parser.add_argument("overrides", nargs="+", help="policy=NAME, policy.RULE=VALUE, machine=A,B (all of conf/explore), states=N (30000)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    chosen = _pairs(options.overrides, ("policy", "machine", "states"), prefix="policy.")
+    rules = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
+    if "policy" not in chosen:
+        raise ValueError("policy: missing; as in lufjax ablate policy=luf_v12")
+    from lufjax.presets import find_config, policy_words, preset_names
+
+    words = policy_words(str(chosen["policy"]), rules)
+    names = str(chosen["machine"]).split(",") if "machine" in chosen else preset_names("explore")
+    states = chosen.get("states", 30000)
+    if not isinstance(states, int) or isinstance(states, bool) or not 1 <= states <= 10**8:
+        raise ValueError(f"states={states}: allowed are integers from 1 to 1e+08")
+    from lufjax.provenance import refuse_broken_jax
+
+    refuse_broken_jax()
+    from lufjax.search import ablation
+    from lufjax.search.alphabet import load_alphabet
+
+    return ablation.main([load_alphabet(find_config("explore", name)) for name in names], str(chosen["policy"]), words, states, options.json)
+
+
 def _litmus(arguments: list[str]) -> int:
     parser = OneLineParser(prog="lufjax litmus", description="Play kernel micro-step files in one batch; format: docs/LITMUS.md.")
     parser.add_argument("files", nargs="*", help="litmus files, or names of shipped ones (K02, L01_fixed)")
@@ -317,6 +343,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "scenario": _scenario,
     "matrix": _matrix,
     "explore": _explore,
+    "ablate": _ablate,
     "litmus": _litmus,
     "policy": _policy,
     "workload": _workload,

@@ -24,6 +24,7 @@ from lufjax.scenario_file import entry_of, load_scenario
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.exhaustive import Coverage, Limits, Result, explore
 from lufjax.search.findings import Finding
+from lufjax.search.hazards import NAMES, hazard_of, is_bounded
 from lufjax.search.options import Options
 from lufjax.search.rules import deciding_rules
 from lufjax.search.sampling import Sampled, sample
@@ -158,7 +159,9 @@ def _written(directory: Path, number: int, finding: Finding, alphabet: Alphabet,
     result = scenarios.run_scenario(path, policy)
     if finding.kind not in result.violations:
         raise RuntimeError(f"{path}: played alone, this order of events does not show {finding.kind}")
-    return {"class": finding.kind, "length": len(finding.entries), "events": [alphabet.words[e] for e in finding.entries], "file": str(path)}
+    rows = [alphabet.rows[entry] for entry in finding.entries]
+    known = {"hazard": hazard_of(finding.kind, rows), "bounded_by_batch": is_bounded(rows)}
+    return {"class": finding.kind, **known, "length": len(finding.entries), "events": [alphabet.words[e] for e in finding.entries], "file": str(path)}
 
 
 def _text(answer: dict[str, Any], alphabet: Alphabet, policy: str, words: Mapping[str, Any]) -> str:
@@ -168,7 +171,9 @@ def _text(answer: dict[str, Any], alphabet: Alphabet, policy: str, words: Mappin
     lines = [f"{answer['machine']}: {answer['title']}", f"policy: {policy}; {sizes}; {len(alphabet.rows)} events", ""]
     for number, finding in enumerate(answer["violations"], start=1):
         result = scenarios.play(load_scenario(finding["file"]), policy, words)
-        lines += [f"{number}. {finding['class']} after {finding['length']} events", "", *scenarios.events_table(result), ""]
+        known = f": {finding['hazard']}, {NAMES[finding['hazard']]}" if finding["hazard"] else ""
+        window = "; before the batch was flushed" if finding["bounded_by_batch"] else ""
+        lines += [f"{number}. {finding['class']} after {finding['length']} events{known}{window}", "", *scenarios.events_table(result), ""]
         lines += [f"   lufjax scenario {finding['file']} policy={policy}", ""]
     lines += [scenarios.LEGEND, ""] if answer["violations"] else []
     return "\n".join(lines + (_covered(answer, alphabet) if answer["mode"] == "exhaustive" else _sampled(answer)))

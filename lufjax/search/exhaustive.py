@@ -81,27 +81,29 @@ Report = Callable[[Coverage, float, int], None]
 
 
 def explore(
-    alphabet: Alphabet, policy: FlushPolicy, limits: Limits, *, symmetry: bool = True, storage: Storage | None = None, report: Report | None = None
+    alphabet: Alphabet, policy: FlushPolicy, limits: Limits, *, symmetry: bool = True, storage: Storage | None = None, report: Report | None = None,
+    machine: Machine | None = None,
 ) -> Result:  # fmt: skip
     """Search level by level.
 
     Args:
         symmetry: count states that differ in the names of frames, CPUs and pages once.
         storage: where levels are kept, and whose last finished level is gone on from; memory if None.
+        machine: one of this alphabet and symmetry, to save compiling it again.
 
     Raises:
         ValueError: the policy depends on time, or the machine is too small for an event; one line.
     """
     check_policy(policy)
-    return _Search(alphabet, policy, limits, symmetry, storage or Storage(None), report).run()
+    if machine is None or not machine.can_have(policy):
+        machine = Machine(alphabet, policy, limits.levels, symmetry=symmetry)
+    return _Search(machine.with_policy(policy), limits, storage or Storage(None), report).run()
 
 
 class _Search:
-    def __init__(
-        self, alphabet: Alphabet, policy: FlushPolicy, limits: Limits, symmetry: bool, storage: Storage, report: Report | None
-    ) -> None:  # fmt: skip
-        self._limits, self._storage, self._report = limits, storage, report
-        self._machine = Machine(alphabet, policy, limits.levels, symmetry=symmetry)
+    def __init__(self, machine: Machine, limits: Limits, storage: Storage, report: Report | None) -> None:
+        self._limits, self._storage, self._report, self._machine = limits, storage, report, machine
+        alphabet = machine.alphabet
         self._num_entries = len(alphabet.rows)
         self._keys = KeySet(self._machine.key_width, storage.keys_path)
         self._coverage = Coverage(used=np.zeros(self._num_entries, np.int64), pairs=np.zeros((self._num_entries, self._num_entries), np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lufjax.policy import CHOICES, FlushPolicy
-from lufjax.search.successors import Batch, Machine, has_pairs
+from lufjax.search.successors import Batch, Machine
 
 
 def deciding_rules(machine: Machine, policy: FlushPolicy, samples: np.ndarray) -> dict[str, list[str]]:
@@ -22,7 +22,7 @@ def deciding_rules(machine: Machine, policy: FlushPolicy, samples: np.ndarray) -
     found: dict[str, list[str]] = {}
     for rule, words in CHOICES.items():
         others = [number for number in range(len(words)) if number != int(getattr(policy, rule))]
-        others = [number for number in others if has_pairs(policy) or not has_pairs(policy._replace(**{rule: number}))]
+        others = [number for number in others if machine.can_have(policy._replace(**{rule: number}))]
         theirs = (machine.with_policy(policy._replace(**{rule: number})).after(samples[which], entries) for number in others)
         found[rule] = [words[number] for number, batch in zip(others, theirs, strict=True) if _differs(ours, batch)]
     return found

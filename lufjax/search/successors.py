@@ -76,16 +76,28 @@ class Machine:
         self._program = native.compile_for(self.shape, rollout.program_for(ops, has_slow=params.fast_frames < params.frames_in_use))
         self.names = renamings(alphabet)[: None if symmetry else 1]
         self._whole_tags, self._pairs = tags_wrap(policy), has_pairs(policy)
-        rename = symmetry and not self._pairs
-        keys = [
-            lambda s, own=own: key_of(
-                self.shape, renamed(self.shape, s, own), rename=rename, whole_tags=self._whole_tags, fast_frames=params.fast_frames
-            )
-            for own in self.names
-        ]
-        self._keys = [native.compile_map(key, self._arrays) for key in keys]
-        self.key_width = self._keys[0][1]
+        self._rename = symmetry and not self._pairs
+        self._compiled: list[tuple[native.NativeProgram, int]] = []
+        self._fast_frames = params.fast_frames
         self._params = np.array([*params[:-1], *params.policy], np.int32)
+
+    @property
+    def _keys(self) -> list[tuple[native.NativeProgram, int]]:
+        """One program for each renaming; compiled when a key is first asked for, for all machines that were made from one."""
+        if not self._compiled:
+            shape, named = self.shape, {"rename": self._rename, "whole_tags": self._whole_tags, "fast_frames": self._fast_frames}
+            keys = [lambda s, own=own: key_of(shape, renamed(shape, s, own), **named) for own in self.names]
+            self._compiled.extend(native.compile_map(key, self._arrays) for key in keys)
+        return self._compiled
+
+    @property
+    def key_width(self) -> int:
+        """Bytes of a key."""
+        return self._keys[0][1]
+
+    def can_have(self, policy: FlushPolicy) -> bool:
+        """Whether the states of this machine under other rules have the same keys."""
+        return tags_wrap(policy) == self._whole_tags and has_pairs(policy) <= self._pairs
 
     def with_policy(self, policy: FlushPolicy) -> Machine:
         """The same machine under other rules; nothing is compiled again.
@@ -93,7 +105,7 @@ class Machine:
         Raises:
             ValueError: the other rules need another key.
         """
-        if tags_wrap(policy) != self._whole_tags or has_pairs(policy) > self._pairs:
+        if not self.can_have(policy):
             raise ValueError("policy.gen_bits, policy.buddy_merge: need another key")
         other = copy(self)
         params = self.alphabet.scenario.machine_params(policy)

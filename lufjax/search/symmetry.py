@@ -7,7 +7,7 @@ the TLB has room for all of them, because the set of an entry depends on its pag
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ OTHER_OPS = {
 }  # fmt: skip
 FILE_OPS = {Op.FILE_WRITE, Op.REMOTE_WRITE, Op.TRUNCATE}
 """Ops whose fields are known here; an alphabet with others has no renaming but that of frames."""
+MOST_NAMES = 6
+"""CPUs or file pages whose orders are tried."""
 MOST = 24
 """Renamings that are used at most: each costs a key."""
 
@@ -51,25 +53,51 @@ class Renaming:
 
 def renamings(alphabet: Alphabet) -> list[Renaming]:
     """The group of renamings under which the start, the VMAs and the set of entries stay what they are; the identity first."""
+    shape = alphabet.shape
+    forward = tuple(range(shape.num_vpns))
+    identity = Renaming(tuple(range(shape.num_cpus)), forward, tuple(range(shape.num_file_pages)), tuple(range(len(alphabet.trace.vmas))))
     ops = {int(op) for rows in alphabet.rows for op in rows[:, 1]}
-    found = []
-    for renaming in _candidates(alphabet):
-        if renaming.is_identity:
-            found.insert(0, renaming)
-        elif ops <= PAGE_OPS | FILE_OPS | OTHER_OPS and _keeps(alphabet, renaming):
-            found.append(renaming)
+    if not ops <= PAGE_OPS | FILE_OPS | OTHER_OPS or max(shape.num_cpus, shape.num_file_pages) > MOST_NAMES:
+        return [identity]
+    turns = has_room(shape) and shape.num_vpns > 1 and not ops & {Op.REMOTE_WRITE, Op.TRUNCATE}
+    found = [identity]
+    for vpn in [forward, forward[::-1]] if turns else [forward]:
+        for cpu, file in itertools.product(*(itertools.permutations(range(n)) for n in (shape.num_cpus, shape.num_file_pages))):
+            vma = _vma_names(alphabet, Renaming(cpu, vpn, file, identity.vma))
+            renaming = None if vma is None else Renaming(cpu, vpn, file, vma)
+            if renaming is not None and not renaming.is_identity and _keeps_start(alphabet, renaming) and _keeps(alphabet, renaming):
+                found.append(renaming)
     return found if len(found) <= MOST else found[:1]
 
 
-def _candidates(alphabet: Alphabet) -> Iterator[Renaming]:
-    shape, count = alphabet.shape, len(alphabet.trace.vmas)
-    forward = tuple(range(shape.num_vpns))
-    vpns = [forward, forward[::-1]] if has_room(shape) and shape.num_vpns > 1 else [forward]
-    every: list[Callable[[], Iterator[tuple[int, ...]]]] = [
-        lambda n=n: itertools.permutations(range(n)) for n in (shape.num_cpus, shape.num_file_pages, count)
-    ]
-    for cpu, vpn, file in itertools.product(every[0](), vpns, every[1]()):
-        yield from (Renaming(cpu, vpn, file, vma) for vma in every[2]() if _keeps_start(alphabet, Renaming(cpu, vpn, file, vma)))
+def _vma_names(alphabet: Alphabet, r: Renaming) -> tuple[int, ...] | None:
+    """The VMA names that the other names imply, or None if there are none: each entry has to have one image but for its VMA ids."""
+    trace, vpn = alphabet.trace, np.array(r.vpn)
+    names = {int(a): int(b) for a, b in zip(trace.page_vma.ravel(), trace.page_vma[:, vpn].ravel(), strict=True) if a >= 0}
+    images: dict[bytes, list[np.ndarray]] = {}
+    for rows in alphabet.rows:
+        images.setdefault(_without_vmas(rows).tobytes(), []).append(rows)
+    for rows in alphabet.rows:
+        image = images.get(_without_vmas(renamed_rows(rows, r)).tobytes(), [])
+        if len(image) != 1:
+            return None
+        for ours, theirs in zip(_vmas_of(rows), _vmas_of(image[0]), strict=True):
+            if names.setdefault(ours, theirs) != theirs:
+                return None
+    vma = tuple(names.get(a, a) for a in range(len(trace.vmas)))
+    return vma if sorted(vma) == list(range(len(vma))) else None
+
+
+def _vmas_of(rows: np.ndarray) -> list[int]:
+    """VMA ids in event rows."""
+    return [int(arg) if op == Op.MPROTECT else int(repeat) % FIRST_PAGE for _, op, _, arg, repeat in rows if op in (Op.MPROTECT, Op.MMAP)]
+
+
+def _without_vmas(rows: np.ndarray) -> np.ndarray:
+    out = rows.copy()
+    out[rows[:, 1] == Op.MPROTECT, 3] = 0
+    out[rows[:, 1] == Op.MMAP, 4] //= FIRST_PAGE
+    return out
 
 
 def _keeps_start(alphabet: Alphabet, r: Renaming) -> bool:
