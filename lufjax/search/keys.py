@@ -59,7 +59,7 @@ def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bo
         rows(_bits(shape, s.owed)), rows(s.rmap), rows(_debts(s)), rows(_tags(s, s.frame[:, st.FRAME_TAG], whole=whole_tags)),
         s.cpu[:, st.COVERED] == st.scalar(s, "unmap_clock"), st.scalar(s, "ugen") if whole_tags else jnp.int32(0),
         frames(s.backing[:, st.HOME] >> 2), s.backing[:, st.HOME] & 3, s.parent,
-        *_versions(shape, s, rows), *_tlb(shape, s, frames), _bits(shape, s.masks), st.scalar(s, "need_flush"),
+        *_versions(shape, s, rows), *_tlb(shape, s, frames), _bits(shape, s.masks[:3]), st.scalar(s, "need_flush"),
         *(frames(place) for place in places), jnp.where(jnp.arange(len(s.batch)) < st.scalar(s, "batch_count"), s.batch & 1, 0),
         jnp.where(jnp.arange(len(s.anon_pool)) < st.scalar(s, "anon_top"), s.anon_pool, -1),
     ]  # fmt: skip

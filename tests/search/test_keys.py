@@ -17,7 +17,8 @@ from lufjax.search.alphabet import Alphabet, load_alphabet
 from lufjax.search.successors import Batch, Machine
 from tests.oracle.policies import random_policy
 
-MACHINES = sorted(path.stem for path in (config_dir() / "explore").glob("*.yaml"))
+MACHINES = sorted(path.stem for path in (config_dir() / "explore").glob("*.yaml") if path.stem != "small")
+"""All but the one for random search: a key of it takes long to compile and is never used."""
 POLICIES = ("linux", "luf_naive", "luf_v10", "luf_vma_flag", "luf_pte_marker", "fpr", "never")
 SEQUENCES, LENGTH, PAIRS = 256, 24, 20
 
