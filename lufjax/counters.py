@@ -21,6 +21,8 @@ SCALARS: dict[str, tuple[str, str]] = {
     "pgmigrate_success": ("pages", "pages moved to another frame"),
     "pgmigrate_fail": ("pages", "pages that could not move because no frame was free there"),
     "pgpromote_success": ("pages", "pages moved from the slow tier to the fast one"),
+    "pgdemote_kswapd": ("pages", "pages that background reclaim moved to the slow tier"),
+    "pgdemote_direct": ("pages", "pages that direct reclaim moved to the slow tier"),
     "alloc_fail": ("pages", "allocations that found no frame"),
     "allocstall": ("stalls", "allocations that had to reclaim directly"),
     "pgscan": ("pages", "inactive-list entries examined"),

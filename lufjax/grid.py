@@ -102,10 +102,10 @@ def _group(config: RunConfig, index: np.ndarray, policies: Sequence[FlushPolicy]
     machine, count = config.machine, len(index)
     params = MachineParams(
         *(np.ascontiguousarray(rows[:, column]) for column in range(6)),
+        fast_frames=np.ascontiguousarray(rows[:, 6]),
         reclaim_batch=np.full(count, machine.reclaim_batch, np.int32),
         kswapd_cpu=np.full(count, machine.kswapd_cpu, np.int32),
         load_mode=np.full(count, int(machine.drive == "load"), np.int32),
-        fast_frames=np.ascontiguousarray(rows[:, 0]),
         policy=FlushPolicy(*(np.ascontiguousarray(records[:, column]) for column in range(records.shape[1]))),
     )
     used = [sizes[key] for key in keys]
@@ -116,22 +116,25 @@ def _group(config: RunConfig, index: np.ndarray, policies: Sequence[FlushPolicy]
     return Group(shape, index, params, keys, trace_index, footprints, max(size.num_bytes for size in used), digest)
 
 
-def memory(config: RunConfig, key: TraceKey, footprint: int, pressure: float) -> tuple[int, int, int, int, int, int]:
-    """Frames in use, the three watermarks, and batch and high mark of the per-CPU lists (rules: ``conf/machine/default.yaml``)."""
+def memory(config: RunConfig, key: TraceKey, footprint: int, pressure: float) -> tuple[int, int, int, int, int, int, int]:
+    """Frames in use, the three watermarks, batch and high mark of the per-CPU lists, and fast frames (rules: ``conf/machine/default.yaml``)."""
     machine = config.machine
     frames = max(1, int(footprint / Fraction(str(pressure))))
-    low, high = watermarks(machine, frames)[1:]
-    most = max(1, min(frames // (machine.pcp_share * key.num_cpus), machine.pcp_batch * machine.pcp_high_batches))
+    fast = frames - frames * machine.slow_percent // 100
+    low, high = watermarks(machine, fast)[1:]
+    most = max(1, min(fast // (machine.pcp_share * key.num_cpus), machine.pcp_batch * machine.pcp_high_batches))
     least = max(4 * machine.reclaim_batch, 4 * key.num_cpus) if machine.drive == "load" else 1
-    if frames < least or frames <= high + most * key.num_cpus:
+    if fast < least or fast <= high + most * key.num_cpus:
         least = max(least, 16)
+        most_pressure = footprint * (100 - machine.slow_percent) / (100 * least)
+        kind = "fast frames" if machine.slow_percent else "frames"
         raise ValueError(
-            f"pressure={pressure}: workload {key.workload} touches {footprint} pages on {key.num_cpus} CPUs, which leaves {frames} frames; "
-            f"allowed are pressures up to {footprint / least:.3g} (at least {least} frames: 4 per CPU, 4 machine.reclaim_batch, "
+            f"pressure={pressure}: workload {key.workload} touches {footprint} pages on {key.num_cpus} CPUs, which leaves {fast} {kind}; "
+            f"allowed are pressures up to {most_pressure:.3g} (at least {least} {kind}: 4 per CPU, 4 machine.reclaim_batch, "
             "more than the watermarks), or a larger workload"
         )
-    wmark_min = watermarks(machine, frames)[0]
-    return frames, wmark_min, low, high, max(1, min(most // machine.pcp_high_batches, machine.pcp_batch)), most
+    wmark_min = watermarks(machine, fast)[0]
+    return frames, wmark_min, low, high, max(1, min(most // machine.pcp_high_batches, machine.pcp_batch)), most, fast
 
 
 def watermarks(machine: MachineConfig, frames: int) -> tuple[int, int, int]:

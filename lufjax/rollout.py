@@ -79,6 +79,8 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "process": process.process,
     "slow": migrate.slow,
     "migrate": migrate.migrate,
+    "slow_target": migrate.slow_target,
+    "moved": migrate.moved,
     "migrated": migrate.migrated,
     "complete": other.complete,
     "release": finish.release,
@@ -117,14 +119,21 @@ _OPTIONAL = {
     "mremap": {Op.MREMAP},
     "process": {Op.EXIT},
     "migrate": {Op.MIGRATE},
+    "moved": {Op.MIGRATE},
     "migrated": {Op.MIGRATE},
     "release": {Op.MUNMAP, Op.MADVISE_DONTNEED},
 }
 
 
+_OF_TIERS = {"slow", "slow_target", "moved", "migrated"}
+"""Groups that a machine with a slow tier can reach, whatever the operations."""
+
+
 def program_for(ops: set[int], *, has_slow: bool = False) -> tuple[str, ...]:
     """Groups that a set of operations can reach, on machines of which some have a slow tier or none has; only these are compiled."""
-    return tuple(name for name in KERNELS if (has_slow if name == "slow" else name not in _OPTIONAL or _OPTIONAL[name] & ops))
+    return tuple(
+        name for name in KERNELS if (has_slow and name in _OF_TIERS) or (_OPTIONAL[name] & ops if name in _OPTIONAL else name not in _OF_TIERS)
+    )
 
 
 def run_phase(

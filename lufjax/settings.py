@@ -42,6 +42,7 @@ class MachineConfig:
     num_processes: int = ranged(1, 1024)
     num_vpns: int = ranged(1, 2**26)
     num_frames: int = ranged(1, 2**26)
+    slow_percent: int = ranged(0, 99)
     reclaim_batch: int = ranged(1, 512)
     kswapd_cpu: int = ranged(0, MAX_CPUS - 1)
     min_free_frames: int | None = ranged(1, 2**26)

@@ -15,8 +15,8 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
 
     Returns:
         Lists indexed by cpu, process, vpn, frame or backing; CPU sets as integers; lists of frames in order (``free``, ``slow`` and ``pcp`` from the
-        head, ``lru`` from the oldest). ``pages``: present, writable, accessed, dirty, marker, frame, vma, backing, promise mapped, writable,
-        backing, epoch, changed. ``frames``: state, handed, content backing and version, rmap slots, refs, owed, tag, owner, since,
+        head, ``lru`` and ``lru_slow`` from the oldest). ``pages``: present, writable, accessed, dirty, marker, frame, vma, backing, promise
+        mapped, writable, backing, epoch, changed. ``frames``: state, handed, content backing and version, rmap slots, refs, owed, tag, owner, since,
         tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent, shared.
     """
     cpu, mm, scalars = s.cpu, s.mm, {name: int(st.scalar(s, name)) for name in st.BANK_OF}
@@ -28,7 +28,7 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
         "tlb1": _tlb(s.tlb1, s.cpu_mm, shape.l1), "tlb2": _tlb(s.tlb2, s.cpu_mm, shape.l2),
         "gather": [_gather(s, c) for c in range(shape.num_cpus)], "fault": [_fault(s, c) for c in range(shape.num_cpus)],
         "taken": [_taken(s, c) for c in range(shape.num_cpus)], "pcp": [_pcp(s, c) for c in range(shape.num_cpus)],
-        "free": ring.tolist(), "slow": slow.tolist(), "lru": _lru(s, shape.num_frames),
+        "free": ring.tolist(), "slow": slow.tolist(), "lru": _lru(s, shape.num_frames), "lru_slow": _lru(s, shape.num_frames + 1),
         "batch": [[int(e) >> 1, int(e) & 1] for e in s.batch[: scalars["batch_count"]]],
         "U": mask(masks["batch_mask"]), "D": mask(masks["deferred_mask"]), "G": mask(masks["debt_mask"]), "need_flush": scalars["need_flush"],
         "foreign": s.foreign[: scalars["foreign_count"]].tolist(), "quarantine": _quarantine(s, scalars), "kswapd_on": scalars["kswapd_on"],

@@ -66,7 +66,7 @@ class MachineState(NamedTuple):
     frame: Any  # [F, 11]; ON_FREE: on the global list, kept up where a rule asks for it
     owed: Any  # [F, W]
     rmap: Any  # [F, R]
-    link: Any  # [F + 1, 2]; row F is the end of the inactive list: next = oldest, prev = newest
+    link: Any  # [F + 2, 2]; rows F and F + 1 are the ends of the inactive lists, fast and slow: next = oldest, prev = newest
     backing: Any  # [B, 3]
     parent: Any  # [NA]
     shared: Any  # [NA] pages that refer to an anonymous backing, beside the first
@@ -187,8 +187,8 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
     frame = full((f, 11))
     frame[:, CONTENT], frame[:, OWNER], frame[:, PAGE_OF] = NOTHING, -1, -1
     frame[: int(params.fast_frames), ON_FREE] = 1
-    link = full((f + 1, 2))
-    link[f] = f
+    link = full((f + 2, 2))
+    link[f], link[f + 1] = f, f + 1
     free_ring = full((ring_size(f),))
     free_ring[:f] = np.arange(f)
     banks = {bank: full((len(names),)) for bank, names in BANKS.items()}

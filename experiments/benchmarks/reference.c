@@ -54,7 +54,7 @@ enum { DEBT_NONE, DEBT_VMA_FLAG, DEBT_PTE_MARKER, DEBT_PENDING, DEBT_ALWAYS, DEB
 
 #define SCALARS(X) \
     X(accesses) X(loads) X(stores) X(pgfault) X(pgmajfault) X(segv) X(sigbus) X(spurious_fault) X(stlb_hit) \
-    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(pglazyfree) X(pglazyfreed) X(pgmigrate_success) X(pgmigrate_fail) X(pgpromote_success) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
+    X(dtlb_load_misses) X(dtlb_store_misses) X(walk_completed) X(pgrescued) X(pglazyfree) X(pglazyfreed) X(pgmigrate_success) X(pgmigrate_fail) X(pgpromote_success) X(pgdemote_kswapd) X(pgdemote_direct) X(alloc_fail) X(allocstall) X(pgscan) X(pgrotated) X(pgsteal_kswapd) \
     X(pgsteal_direct) X(pgpgout) X(nr_tlb_remote_flush) X(nr_tlb_remote_flush_received) X(nr_tlb_local_flush_all) \
     X(nr_tlb_local_flush_one) X(needless) X(ipi_reclaim) X(ipi_mapping) X(ipi_fault) X(ipi_alloc) X(deferred_unmaps) X(absorbed) \
     X(recycled) X(discharges) X(discharged_by_foreign) X(give_ups) X(sweeps) X(switches) X(switch_flushes) X(nr_gathers) X(atomic_refused) \
@@ -106,7 +106,7 @@ struct page {
 };
 struct frame {
     cpuset owed;
-    int32_t prev, next; /* neighbours on lru; row F is the end of the list */
+    int32_t prev, next; /* neighbours on lru; rows F and F + 1 are the ends of the lists, fast and slow */
     int32_t content, version, handed, refs, tag, owner, since, tag_clock, homed;
     int32_t state;
     bool on_free;       /* on the global list */
@@ -128,7 +128,7 @@ struct machine {
     struct page *page;             /* [m][v] */
     const int32_t *vma;
     int32_t *vma_flag;
-    struct frame *frame;           /* [F + 1] */
+    struct frame *frame;           /* [F + 2] */
     int32_t *rmap;                 /* [F][R] */
     struct backing *backing;
     struct file_page *file_page;   /* [NF] */
@@ -435,6 +435,8 @@ static void discharge(struct machine *M, int c, const struct debt *debt, int new
 
 /* ---- Lists, homes, identities ---- */
 
+static inline bool is_slow(const struct machine *M, int f) { return f >= M->lane->fast_frames; }
+
 static inline void lru_remove(struct machine *M, int f) {
     struct frame *frame = &M->frame[f];
     M->frame[frame->prev].next = frame->next;
@@ -442,15 +444,19 @@ static inline void lru_remove(struct machine *M, int f) {
 }
 
 static inline void lru_append(struct machine *M, int f) {
-    struct frame *end = &M->frame[M->shape->num_frames], *frame = &M->frame[f];
+    int row = M->shape->num_frames + is_slow(M, f);
+    struct frame *end = &M->frame[row], *frame = &M->frame[f];
     frame->prev = end->prev;
-    frame->next = M->shape->num_frames;
+    frame->next = row;
     M->frame[end->prev].next = f;
     end->prev = f;
 }
 
-static inline bool lru_is_empty(const struct machine *M) {
-    return M->frame[M->shape->num_frames].next == M->shape->num_frames;
+/* The oldest frame of the list that reclaim looks at, or NONE. */
+static inline int lru_oldest(const struct machine *M) {
+    int fast = M->frame[M->shape->num_frames].next, slow = M->frame[M->shape->num_frames + 1].next;
+    if (M->num_slow == 0 && slow < M->shape->num_frames) return slow;
+    return fast < M->shape->num_frames ? fast : NONE;
 }
 
 static inline void set_home(struct machine *M, int b, int f) {
@@ -561,8 +567,6 @@ static int pop_free(struct machine *M) {
     }
     return f;
 }
-
-static inline bool is_slow(const struct machine *M, int f) { return f >= M->lane->fast_frames; }
 
 static void put_slow(struct machine *M, int f, bool at_tail) {
     int at = at_tail ? 0 : M->num_slow;
@@ -753,9 +757,11 @@ static bool was_accessed(struct machine *M, int f) {
     return any;
 }
 
-static void reclaim(struct machine *M, int i, int pages, int entries, int steal_counter) {
-    while (pages > 0 && entries > 0 && !lru_is_empty(M)) {
-        int f = M->frame[M->shape->num_frames].next;
+static void demote(struct machine *M, int f, int i);
+
+static void reclaim(struct machine *M, int i, int pages, int entries, bool is_direct) {
+    while (pages > 0 && entries > 0 && lru_oldest(M) != NONE) {
+        int f = lru_oldest(M);
         entries--;
         COUNT(pgscan)++;
         if (M->frame[f].refs > 0) {
@@ -766,17 +772,22 @@ static void reclaim(struct machine *M, int i, int pages, int entries, int steal_
             lru_append(M, f);
             COUNT(pgrotated)++;
         } else {
-            unmap(M, f, i);
+            if (!is_slow(M, f) && M->num_slow > 0) {
+                demote(M, f, i);
+                M->count.scalar[is_direct ? C_pgdemote_direct : C_pgdemote_kswapd]++;
+            } else {
+                unmap(M, f, i);
+            }
             pages--;
-            M->count.scalar[steal_counter]++;
+            M->count.scalar[is_direct ? C_pgsteal_direct : C_pgsteal_kswapd]++;
         }
     }
 }
 
 static void background(struct machine *M) {
     const struct lane *lane = M->lane;
-    reclaim(M, lane->kswapd_cpu, 1, 4, C_pgsteal_kswapd);
-    if (M->num_free + M->num_batch >= lane->wmark_high || lru_is_empty(M)) {
+    reclaim(M, lane->kswapd_cpu, 1, 4, false);
+    if (M->num_free + M->num_batch >= lane->wmark_high || lru_oldest(M) == NONE) {
         drain(M, lane->kswapd_cpu);
         M->kswapd_on = false;
     }
@@ -851,7 +862,7 @@ static int take_frame(struct machine *M, int c, struct debt *debt) {
         if (M->num_free < lane->wmark_low) M->kswapd_on = true;
         if (M->num_free < lane->wmark_min) {
             COUNT(allocstall)++;
-            reclaim(M, c, 2, 4, C_pgsteal_direct);
+            reclaim(M, c, 2, 4, true);
         }
         if (cpu->pcp_count == 0 && M->num_free == 0) {
             drain(M, c);
@@ -1576,7 +1587,7 @@ static int movable(const struct machine *M, int m, int v) {
 
 static bool reclaim_event(struct machine *M, int c, int v, int m) {
     if (m == NONE) {
-        reclaim(M, c, 1, 4, C_pgsteal_direct);
+        reclaim(M, c, 1, 4, true);
         return true;
     }
     int f = movable(M, m, v);
@@ -1620,17 +1631,9 @@ static void rehome(struct machine *M, int f, int f2, const int32_t *slot, const 
     }
 }
 
-static bool migrate(struct machine *M, int c, int v, int m) {
+/* Unmap f, give its page to f2 and map that; free f. */
+static void move_page_to(struct machine *M, int f, int f2, int c) {
     const struct lane *lane = M->lane;
-    int f = movable(M, m, v);
-    if (f == NONE) return false;
-    for (int k = 0; k < M->num_batch; k++)
-        if (M->batch_frame[k] == f) return false;
-    int f2 = alloc_in(M, c, lane->fast_frames < lane->frames_in_use && !is_slow(M, f));
-    if (f2 == NONE) {
-        COUNT(pgmigrate_fail)++;
-        return true;
-    }
     struct page old[MAX_CPUS * 4];
     int32_t slot[MAX_CPUS * 4];
     memcpy(slot, M->rmap + (size_t)f * M->rmap_slots, (size_t)M->rmap_slots * sizeof *slot);
@@ -1652,6 +1655,22 @@ static bool migrate(struct machine *M, int c, int v, int m) {
     free_frame(M, f, c);
     COUNT(pgmigrate_success)++;
     COUNT(pgpromote_success) += is_slow(M, f);
+}
+
+static void demote(struct machine *M, int f, int i) { move_page_to(M, f, alloc_in(M, i, true), i); }
+
+static bool migrate(struct machine *M, int c, int v, int m) {
+    const struct lane *lane = M->lane;
+    int f = movable(M, m, v);
+    if (f == NONE) return false;
+    for (int k = 0; k < M->num_batch; k++)
+        if (M->batch_frame[k] == f) return false;
+    int f2 = alloc_in(M, c, lane->fast_frames < lane->frames_in_use && !is_slow(M, f));
+    if (f2 == NONE) {
+        COUNT(pgmigrate_fail)++;
+        return true;
+    }
+    move_page_to(M, f, f2, c);
     return true;
 }
 
@@ -1764,7 +1783,7 @@ static size_t place(struct machine *M, const struct shape *S, char *arena) {
     PLACE(gen_done, C * P);
     PLACE(vma_flag, (size_t)S->num_vmas);
     PLACE(page, P * V);
-    PLACE(frame, F + 1);
+    PLACE(frame, F + 2);
     PLACE(rmap, F * S->rmap_slots);
     PLACE(backing, B);
     PLACE(file_page, (size_t)S->num_file_pages);
@@ -1849,11 +1868,11 @@ static void reset(struct machine *M, const struct lane *lane, const struct trace
     }
     reset_pages(M, trace);
     memset(M->rmap, 0xff, (size_t)S->num_frames * S->rmap_slots * sizeof(int32_t));
-    for (int f = 0; f <= S->num_frames; f++) {
+    for (int f = 0; f <= S->num_frames + 1; f++) {
         M->frame[f].content = NOTHING;
         M->frame[f].owner = M->frame[f].homed = NONE;
     }
-    M->frame[S->num_frames].prev = M->frame[S->num_frames].next = S->num_frames;
+    for (int end = S->num_frames; end <= S->num_frames + 1; end++) M->frame[end].prev = M->frame[end].next = end;
     for (int f = lane->frames_in_use - 1; f >= lane->fast_frames; f--) M->slow[M->num_slow++] = f;
     for (int f = lane->fast_frames - 1; f >= 0; f--) {
         M->frame[f].on_free = true;
@@ -1976,7 +1995,7 @@ static void put_memory(FILE *out, const struct machine *M) {
 
 static void put_machine(FILE *out, const struct machine *M) {
     const struct shape *S = M->shape;
-    int P = S->num_processes, separator = 0;
+    int P = S->num_processes;
     PUT_EACH("cpumask", P, "%llu", (unsigned long long)M->process[k].cpumask);
     PUT_EACH("sweep", P, "%llu", (unsigned long long)M->process[k].sweep);
     PUT_EACH("tlb_gen", P, "%d", M->process[k].tlb_gen);
@@ -1992,9 +2011,12 @@ static void put_machine(FILE *out, const struct machine *M) {
     PUT_EACH("next_trim", P, "%d", M->process[k].next_trim);
     PUT_EACH("free", M->num_free, "%d", M->free[M->num_free - 1 - k]);
     PUT_EACH("slow", M->num_slow, "%d", M->slow[M->num_slow - 1 - k]);
-    fputs("\"lru\":[", out);
-    for (int f = M->frame[S->num_frames].next; f != S->num_frames; f = M->frame[f].next) fprintf(out, separator++ ? ",%d" : "%d", f);
-    fputs("],", out);
+    for (int end = S->num_frames; end <= S->num_frames + 1; end++) {
+        int separator = 0;
+        fprintf(out, "\"%s\":[", end == S->num_frames ? "lru" : "lru_slow");
+        for (int f = M->frame[end].next; f != end; f = M->frame[f].next) fprintf(out, separator++ ? ",%d" : "%d", f);
+        fputs("],", out);
+    }
     PUT_EACH("batch", M->num_batch, "[%d,%d]", M->batch_frame[k], M->batch_deferred[k]);
     fprintf(out, "\"U\":%llu,\"D\":%llu,\"G\":%llu,\"need_flush\":%d,", (unsigned long long)M->batch_mask,
             (unsigned long long)M->deferred_mask, (unsigned long long)M->debt_mask, M->need_flush);

@@ -17,24 +17,28 @@ MOVE = 16
 
 
 def lru_append(m: Draft, frame: Array, enabled: Array) -> None:
-    """Make a frame the newest of the inactive list."""
-    newest = m.get("link", m.shape.num_frames, st.PREV)
-    _relink(m, _append_words(m, frame, newest), [enabled] * 4)
+    """Make a frame the newest of the inactive list of its tier."""
+    end = lru_end(m, frame)
+    _relink(m, _append_words(frame, m.get("link", end, st.PREV), end), [enabled] * 4)
+
+
+def lru_end(m: Draft, frame: Array) -> Array:
+    """The row of ``link`` that is the end of the list of a frame's tier."""
+    return m.shape.num_frames + (frame >= m.p.fast_frames).astype(jnp.int32)
 
 
 def lru_take(m: Draft, frame: Array, enabled: Array, *, rotates: Array) -> Array:
-    """Take a frame off the list or, where ``rotates`` (then it is the oldest), make it the newest. Returns the oldest afterwards."""
-    end = jnp.int32(m.shape.num_frames)
-    row, ends = m.get("link", frame), m.get("link", m.shape.num_frames)
+    """Take a frame off its list or, where ``rotates`` (then it is the oldest), make it the newest. Returns the oldest afterwards."""
+    end = lru_end(m, frame)
+    row, ends = m.get("link", frame), m.get("link", end)
     is_alone = (row[st.PREV] == end) & (row[st.NEXT] == end)
     moves = enabled & ~(rotates & is_alone)
     words = [(row[st.PREV], st.NEXT, row[st.NEXT]), (row[st.NEXT], st.PREV, row[st.PREV])]
-    _relink(m, words + _append_words(m, frame, ends[st.PREV]), [moves] * 2 + [moves & rotates] * 4)
+    _relink(m, words + _append_words(frame, ends[st.PREV], end), [moves] * 2 + [moves & rotates] * 4)
     return jnp.where(ends[st.NEXT] == frame, jnp.where(rotates & is_alone, frame, row[st.NEXT]), ends[st.NEXT])
 
 
-def _append_words(m: Draft, frame: Array, newest: Array) -> list[tuple[Array, int, Array]]:
-    end = jnp.int32(m.shape.num_frames)
+def _append_words(frame: Array, newest: Array, end: Array) -> list[tuple[Array, int, Array]]:
     return [(newest, st.NEXT, frame), (frame, st.PREV, newest), (frame, st.NEXT, end), (end, st.PREV, frame)]
 
 

@@ -100,6 +100,8 @@ class Phase(enum.IntEnum):
     MIGRATE_FLUSH = 90  # try_to_unmap_flush, then move_to_new_folio, remove_migration_ptes
     MIGRATE_FLUSHED = 91
     MIGRATE_FREE = 92
+    TAKE_SLOW = 93  # alloc_migrate_folio: a frame of the slow tier, without reclaim
+    SLOW_TAKEN = 94
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -139,7 +141,9 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "mremap": (Phase.MREMAP, Phase.MREMAP_SETTLE, Phase.MREMAP_MOVE),
     "process": (Phase.EXIT, Phase.LEAVE),
     "slow": (Phase.SPILL, Phase.FREE_SLOW),
-    "migrate": (Phase.MIGRATE, Phase.MIGRATE_UNMAP),
+    "migrate": (Phase.MIGRATE,),
+    "slow_target": (Phase.TAKE_SLOW, Phase.SLOW_TAKEN),
+    "moved": (Phase.MIGRATE_UNMAP,),
     "migrated": (Phase.MIGRATE_FLUSH, Phase.MIGRATE_FLUSHED, Phase.MIGRATE_FREE),
     "complete": (Phase.COMPLETE,),
     "release": (Phase.RELEASE, Phase.RELEASE_FREE),

@@ -55,20 +55,30 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.goto(Phase.TAKEN, pops & is_half)
     row, owed = debt_of(m, m.get("frame", frame)), m.get("owed", frame)
     m.bump("nr_pending", pops & ~cpumask.is_empty(owed), -1)
-    flushes = discharge(m, row, owed, pops & ~is_half)
+    flushes = discharge(m, row, owed, pops & ~is_half, cpu=m.c, is_foreign=m.r.alloc_foreign == 1, then=Phase.ALLOC_DONE)
     taken = (pops & ~is_half & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
-    m.tally("ipis_per_alloc", m.r.fl_sent, taken)
-    nothing = jnp.zeros_like(m.now)
-    clean = jnp.stack([m.now, nothing, nothing, nothing - 1, nothing, nothing])
-    m.put("frame", (frame, slice(st.HANDED, st.CLOCK + 1)), clean, taken)
-    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), taken)
+    hand_out(m, frame, taken)
     m.goto(m.r.alloc_ret, taken)
 
 
-def discharge(m: Draft, row: Array, owed: Array, enabled: Array) -> Array:
-    """Take-off: request the flush that the debt calls for, of which FRAME_TAG to CLOCK of ``row`` are used. Returns whether there is one."""
+def hand_out(m: Draft, frame: Array, enabled: Array) -> None:
+    """A frame whose debt is paid has a new owner."""
+    m.tally("ipis_per_alloc", m.r.fl_sent, enabled)
+    nothing = jnp.zeros_like(m.now)
+    clean = jnp.stack([m.now, nothing, nothing, nothing - 1, nothing, nothing])
+    m.put("frame", (frame, slice(st.HANDED, st.CLOCK + 1)), clean, enabled)
+    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), enabled)
+
+
+def discharge(
+    m: Draft, row: Array, owed: Array, enabled: Array, *, cpu: Array, is_foreign: Array | bool, then: Phase
+) -> Array:  # fmt: skip
+    """Take-off by ``cpu``: request the flush that the debt calls for, of which FRAME_TAG to CLOCK of ``row`` are used, and continue in ``then``.
+
+    Returns whether there is one.
+    """
     has_debt = enabled & ~cpumask.is_empty(owed)
-    new_owner = jnp.where(m.r.alloc_foreign == 1, -1, m.loaded)
+    new_owner = jnp.where(is_foreign, -1, m.loaded)
     by_owner = m.rules.reclaim_flush == 4
     recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)
     m.count("recycled", recycled)
@@ -78,10 +88,10 @@ def discharge(m: Draft, row: Array, owed: Array, enabled: Array) -> Array:
     m.commit_deferred(unpaid & ~per_frame)
     flushes = unpaid & ~cpumask.is_empty(targets)
     m.count("absorbed", unpaid & ~flushes)
-    m.count("discharged_by_foreign", flushes & (m.r.alloc_foreign == 1))
+    m.count("discharged_by_foreign", flushes & is_foreign)
     m.count("discharges", flushes & per_frame)
     m.tally("age_at_discharge", m.now - row[st.SINCE], flushes & has_debt)
-    m.flush_batch(flushes, Phase.ALLOC_DONE, cpu=m.c, mask=targets, payer=Payer.ALLOC)
+    m.flush_batch(flushes, then, cpu=cpu, mask=targets, payer=Payer.ALLOC)
     m.close_generation(flushes & ~per_frame)
     return flushes
 

@@ -220,11 +220,11 @@ class Draft:
         is_shared = (page[st.VMA] >= 0) & ((flags & VmaFlag.SHARED) != 0) & (page[st.BACKING] < self.shape.num_file_pages)
         return jnp.where(is_shared, page[st.BACKING], -1)
 
-    def discharge_all(self, enabled: Array, then: Array | Phase, payer: Payer) -> Array:
-        """Pay every debt of the open generation. Returns whether a flush is needed (then the phase is FLUSH, else unchanged)."""
+    def discharge_all(self, enabled: Array, then: Array | Phase, payer: Payer, *, cpu: Array | None = None) -> Array:
+        """Pay every debt of the open generation, by ``cpu`` or that of the event. Returns whether a flush is needed (else the phase is unchanged)."""
         debt = self.commit_deferred(enabled)
         pays = enabled & ~cpumask.is_empty(debt)
-        self.flush_batch(pays, then, cpu=self.c, mask=debt, payer=payer)
+        self.flush_batch(pays, then, cpu=self.c if cpu is None else cpu, mask=debt, payer=payer)
         self.close_generation(pays)
         return pays
 

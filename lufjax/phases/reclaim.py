@@ -20,34 +20,44 @@ PAID, REFUSED = 2, 3
 
 
 def reclaim(m: Draft, enabled: Array) -> None:
-    """shrink_folio_list, one entry: second chance or unmap. Ends the call when pages, entries or the list run out."""
-    end = m.shape.num_frames
+    """shrink_folio_list, one entry: second chance, unmap, or demote. Ends the call when pages, entries or the list run out."""
+    fast_end = m.shape.num_frames
     begins = enabled & (m.r.phase == Phase.BACKGROUND)
     m.put_regs(begins, rc_pages=1, rc_entries=4, rc_cpu=m.p.kswapd_cpu, rc_background=1, rc_named=-1, rc_ret=Phase.FETCH)
     m.goto(Phase.RECLAIM, enabled)
     named = m.r.rc_named >= 0
-    oldest = m.get("link", end, st.NEXT)
+    oldest_fast, oldest_slow = m.get("link", fast_end, st.NEXT), m.get("link", fast_end + 1, st.NEXT)
+    makes_room = (m.r.slow_count == 0) & (oldest_slow != fast_end + 1)
+    end, oldest = jnp.where(makes_room, fast_end + 1, fast_end), jnp.where(makes_room, oldest_slow, oldest_fast)
     has_more = (m.r.rc_pages > 0) & (named | ((m.r.rc_entries > 0) & (oldest != end)))
     todo = enabled & has_more
-    frame = jnp.where(named, m.r.rc_named, jnp.minimum(oldest, end - 1))
+    frame = jnp.where(named, m.r.rc_named, jnp.minimum(oldest, fast_end - 1))
     row, sites = m.get("frame", frame), m.get("rmap", frame)
     is_site = sites >= 0
     ptes = m.get("pte", sites)
     accessed = is_site & ((ptes & st.PTE_ACCESSED) != 0)
     is_held = row[st.REFS] > 0
     rotates = todo & ~named & (is_held | accessed.any())
-    unmaps = todo & ~rotates
+    leaves = todo & ~rotates
+    demotes = leaves & ~named & (frame < m.p.fast_frames) & (m.r.slow_count > 0)
+    unmaps = leaves & ~demotes
     m.count("pgscan", todo & ~named)
     m.count("pgrotated", rotates & ~is_held)
     m.put_regs(todo, rc_entries=m.r.rc_entries - 1)
-    m.put_regs(unmaps, rc_pages=m.r.rc_pages - 1)
-    m.count("pgsteal_kswapd", unmaps & (m.r.rc_background == 1))
-    m.count("pgsteal_direct", unmaps & (m.r.rc_background == 0))
-    oldest = jnp.where(todo, frames.lru_take(m, frame, todo, rotates=rotates), oldest)
+    m.put_regs(leaves, rc_pages=m.r.rc_pages - 1)
+    is_background = m.r.rc_background == 1
+    m.count("pgsteal_kswapd", leaves & is_background)
+    m.count("pgsteal_direct", leaves & ~is_background)
+    m.count("pgdemote_kswapd", demotes & is_background)
+    m.count("pgdemote_direct", demotes & ~is_background)
+    m.put_regs(demotes, un_frame=frame)
+    m.goto(Phase.TAKE_SLOW, demotes)
+    oldest = jnp.where(todo & ~demotes, frames.lru_take(m, frame, todo & ~demotes, rotates=rotates), oldest)
     left = _unmap(m, frame, row, sites, ptes, unmaps)
     m.put("pte", sites, jnp.where(unmaps, left, ptes & ~st.PTE_ACCESSED), is_site & (unmaps | (rotates & ~is_held)))
-    over = (m.r.rc_pages == 0) | (~named & ((m.r.rc_entries == 0) | (oldest == end)))
-    _leave(m, enabled & (m.r.phase == Phase.RECLAIM) & (over | ~has_more), oldest == end)
+    is_empty = (oldest == end) & (~makes_room | (oldest_fast == fast_end))
+    over = (m.r.rc_pages == 0) | (~named & ((m.r.rc_entries == 0) | is_empty))
+    _leave(m, enabled & (m.r.phase == Phase.RECLAIM) & (over | ~has_more), is_empty)
 
 
 def _leave(m: Draft, enabled: Array, list_is_empty: Array) -> None:

@@ -36,4 +36,5 @@ def take(m: Draft, enabled: Array) -> None:
 
     m.put_regs(pays, alloc_frame=held[0], alloc_foreign=1, alloc_ret=Phase.OTHER_ALLOCATED, fl_sent=0)
     m.goto(Phase.ALLOC_DONE, pays)
-    discharge(m, jnp.concatenate([jnp.zeros((st.FRAME_TAG,), jnp.int32), held[1:]]), held_owed, pays)
+    debt = jnp.concatenate([jnp.zeros((st.FRAME_TAG,), jnp.int32), held[1:]])
+    discharge(m, debt, held_owed, pays, cpu=m.c, is_foreign=True, then=Phase.ALLOC_DONE)

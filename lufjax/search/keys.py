@@ -79,7 +79,8 @@ def _frame_lists(shape: MachineShape, s: MachineState) -> list[Array]:
         _ring(s.slow_ring, st.scalar(s, "slow_head"), st.scalar(s, "slow_count"), shape.num_frames),
         *(_ring(s.pcp_ring[i], s.pcp[i, 0], s.pcp[i, 1], shape.pcp_slots) for i in c),
         jnp.where(jnp.arange(len(s.batch)) < st.scalar(s, "batch_count"), s.batch >> 1, -1),
-        _inactive(shape, s),
+        _inactive(shape, s, shape.num_frames),
+        _inactive(shape, s, shape.num_frames + 1),
         jnp.where(jnp.arange(len(s.foreign)) < st.scalar(s, "foreign_count"), s.foreign, -1),
         *(jnp.where((jnp.arange(s.held.shape[1]) < s.gather[i, st.NUM_HELD]) & _has_range(s)[i], s.held[i], -1) for i in c),
         s.taken[:, 0],
@@ -158,9 +159,9 @@ def _ring(ring: Array, head: Array, count: Array, length: int) -> Array:
     return jnp.where(steps < count, _pick(ring, (head + steps) & (size - 1)), -1)
 
 
-def _inactive(shape: MachineShape, s: MachineState) -> Array:
-    """The inactive list, oldest first."""
-    end, found = shape.num_frames, []
+def _inactive(shape: MachineShape, s: MachineState, end: int) -> Array:
+    """An inactive list, oldest first; ``end`` is its row of ``link``."""
+    found = []
     at = s.link[end, st.NEXT]
     for _ in range(shape.num_frames):
         found.append(jnp.where(at == end, -1, at))

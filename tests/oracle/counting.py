@@ -5,7 +5,7 @@ from __future__ import annotations
 NAMES = (
     "accesses", "loads", "stores", "pgfault", "pgmajfault", "segv", "sigbus", "spurious_fault", "stlb_hit", "dtlb_load_misses",
     "dtlb_store_misses", "walk_completed", "pgrescued", "pglazyfree", "pglazyfreed", "pgmigrate_success",
-    "pgmigrate_fail", "pgpromote_success", "alloc_fail", "allocstall", "pgscan", "pgrotated",
+    "pgmigrate_fail", "pgpromote_success", "pgdemote_kswapd", "pgdemote_direct", "alloc_fail", "allocstall", "pgscan", "pgrotated",
     "pgsteal_kswapd", "pgsteal_direct", "pgpgout", "nr_tlb_remote_flush", "nr_tlb_remote_flush_received", "nr_tlb_local_flush_all",
     "nr_tlb_local_flush_one", "needless", "ipi_reclaim", "ipi_mapping", "ipi_fault", "ipi_alloc", "deferred_unmaps", "absorbed", "recycled",
     "discharges", "discharged_by_foreign", "give_ups", "sweeps", "switches", "switch_flushes", "nr_gathers", "atomic_refused", "tolerated",

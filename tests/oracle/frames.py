@@ -67,7 +67,7 @@ def put(s: State, n: Counts, f: int, c: int) -> None:
 def evict(s: State, n: Counts, f: int, c: int) -> None:
     """Frame ``f`` stops being the home of its page; it is free once nobody holds it."""
     frame = s.frames[f]
-    s.lru.remove(f)
+    s.lru_of(f).remove(f)
     s.backings[frame.page].home = None
     frame.state = HELD
     if frame.refs == 0:
@@ -79,7 +79,7 @@ def make_home(s: State, f: int, b: int, version: int) -> None:
     frame, backing = s.frames[f], s.backings[b]
     frame.state, frame.page, frame.content = USED, b, (b, version)
     backing.home, backing.harvested = f, False
-    s.lru.append(f)
+    s.lru_of(f).append(f)
 
 
 def forget_debt(frame: Frame) -> None:
@@ -97,7 +97,7 @@ def take_back(s: State, n: Counts, c: int, f: int) -> None:
                 flush.flush_batch(s, n, c, frame.owed, "fault")
             forget_debt(frame)
         frame.state = USED
-        s.lru.append(f)
+        s.lru_of(f).append(f)
         n.bump("pgrescued")
 
 

@@ -32,9 +32,11 @@ def _frames_are_in_one_place(s: State) -> None:
     fast = s.free + [f for cpu in s.cpus for f in cpu.pcp]
     assert all(f < s.params["fast_frames"] for f in fast)
     assert all(f >= s.params["fast_frames"] for f in s.slow)
+    assert all(s.lru_of(f) is s.lru for f in s.lru)
+    assert all(s.lru_of(f) is s.lru_slow for f in s.lru_slow)
     free = fast + s.slow
     taken = [cpu.taken[0] for cpu in s.cpus if cpu.taken]
-    places = {FREE: free, USED: s.lru, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting, TAKEN: taken}
+    places = {FREE: free, USED: s.lru + s.lru_slow, BATCH: batch, HELD: held, FOREIGN: s.foreign, QUARANTINE: waiting, TAKEN: taken}
     for state, frames in places.items():
         assert all(s.frames[f].state == state for f in frames), (state, frames)
     assert not [f for f in s.foreign + taken if s.frames[f].owed or s.frames[f].refs or s.frames[f].owner is not None]

@@ -99,7 +99,7 @@ def zap(s: State, m: int, v: int, gather: Gather) -> None:
     if s.is_anon(page.backing) and f is not None:
         backing.home = None
         if s.frames[f].state == USED:
-            s.lru.remove(f)
+            s.lru_of(f).remove(f)
             s.frames[f].state = HELD
             hold(s, gather, f)
     elif was_present:

@@ -20,10 +20,23 @@ def migrate(s: State, n: Counts, c: int, v: int, m: int) -> bool:
     if f2 is None:
         n.bump("pgmigrate_fail")
         return True
+    _move(s, n, f, f2, c)
+    return True
+
+
+def demote(s: State, n: Counts, f: int, i: int) -> None:
+    """Reclaim by CPU ``i`` moves the page of frame ``f`` to the slow tier, which has a free frame."""
+    f2 = allocation.alloc_in(s, n, i, True)
+    assert f2 is not None
+    _move(s, n, f, f2, i)
+
+
+def _move(s: State, n: Counts, f: int, f2: int, c: int) -> None:
+    """Unmap frame ``f``, give its page to ``f2`` and map that; free ``f``."""
     rmap, ptes = list(s.frames[f].rmap), _ptes(s, f)
-    s.lru.remove(f)
+    s.lru_of(f).remove(f)
     _unmap(s, n, f, c)
-    _move(s, f, f2)
+    _copy(s, f, f2)
     s.frames[f2].rmap = rmap
     for (k, w), (writable, accessed, dirty) in ptes.items():
         page = s.page(k, w)
@@ -35,7 +48,6 @@ def migrate(s: State, n: Counts, c: int, v: int, m: int) -> bool:
     frames.free(s, n, f, c)
     n.bump("pgmigrate_success")
     n.bump("pgpromote_success", frames.is_slow(s, f))
-    return True
 
 
 def _ptes(s: State, f: int) -> dict[tuple[int, int], tuple[bool, bool, bool]]:
@@ -54,7 +66,7 @@ def _unmap(s: State, n: Counts, f: int, c: int) -> None:
         reclaim.flush_now(s, n, c, "reclaim")
 
 
-def _move(s: State, f: int, f2: int) -> None:
+def _copy(s: State, f: int, f2: int) -> None:
     """The content of frame ``f`` is copied, and ``f2`` is the home of its page from now on."""
     source, b = s.frames[f], s.frames[f].page
     harvested = s.backings[b].harvested

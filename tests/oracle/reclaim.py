@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import allocation, flush, frames
+from . import allocation, flush, frames, migration
 from .counting import Counts
 from .state import BATCH, CORRUPT, USED, Frame, State
 
@@ -18,35 +18,44 @@ def background(s: State, n: Counts) -> None:
         return
     i = s.params["kswapd_cpu"]
     reclaim(s, n, i, 1, 4, "kswapd")
-    if len(s.free) + len(s.batch) >= s.params["wmark_high"] or not s.lru:
+    if len(s.free) + len(s.batch) >= s.params["wmark_high"] or not _to_look_at(s):
         drain(s, n, i)
         s.kswapd_on = False
 
 
 def reclaim(s: State, n: Counts, i: int, pages: int, entries: int, who: str) -> None:
     """Examine at most ``entries`` of the inactive list, oldest first, and unmap at most ``pages``."""
-    while pages > 0 and entries > 0 and s.lru:
+    while pages > 0 and entries > 0 and _to_look_at(s):
         entries -= 1
-        f = s.lru[0]
+        f = _to_look_at(s)[0]
         ptes = [s.page(m, v) for m, v in s.frames[f].mappings()]
         n.bump("pgscan")
         if s.frames[f].refs > 0:
-            s.lru.append(s.lru.pop(0))
+            s.lru_of(f).append(s.lru_of(f).pop(0))
         elif any(pte.accessed for pte in ptes):
             for pte in ptes:
                 pte.accessed = False
-            s.lru.append(s.lru.pop(0))
+            s.lru_of(f).append(s.lru_of(f).pop(0))
             n.bump("pgrotated")
         else:
-            unmap(s, n, f, i)
+            if s.slow and not frames.is_slow(s, f):
+                migration.demote(s, n, f, i)
+                n.bump("pgdemote_" + who)
+            else:
+                unmap(s, n, f, i)
             pages -= 1
             n.bump("pgsteal_" + who)
+
+
+def _to_look_at(s: State) -> list[int]:
+    """The list that reclaim takes from."""
+    return s.lru_slow if s.lru_slow and not s.slow else s.lru
 
 
 def unmap(s: State, n: Counts, f: int, i: int) -> None:
     """Clear every PTE of frame ``f`` and put it in the batch."""
     frame, backing = s.frames[f], s.backings[s.frames[f].page]
-    s.lru.remove(f)
+    s.lru_of(f).remove(f)
     any_dirty = any(s.page(m, v).dirty for m, v in frame.mappings())
     must_write = _must_write(s, frame)
     n.bump("pglazyfreed", s.is_lazyfree(frame.page) and not any_dirty)

@@ -63,7 +63,7 @@ def snapshot(s: State) -> dict[str, Any]:
         "ticks": [cpu.ticks for cpu in s.cpus], "tlb1": [_level(cpu.l1) for cpu in s.cpus], "tlb2": [_level(cpu.l2) for cpu in s.cpus],
         "gather": [_gather(cpu) for cpu in s.cpus], "fault": [None if cpu.fault is None else _ints(*cpu.fault) for cpu in s.cpus],
         "taken": [_taken(cpu) for cpu in s.cpus],
-        "pcp": [list(cpu.pcp) for cpu in s.cpus], "free": list(s.free), "slow": list(s.slow), "lru": list(s.lru),
+        "pcp": [list(cpu.pcp) for cpu in s.cpus], "free": list(s.free), "slow": list(s.slow), "lru": list(s.lru), "lru_slow": list(s.lru_slow),
         "batch": [_ints(f, deferred) for f, deferred in s.batch], "U": _mask(s.U), "D": _mask(s.D), "G": _mask(s.G),
         "need_flush": int(s.need_flush), "foreign": list(s.foreign), "quarantine": [list(entry) for entry in s.quarantine],
         "kswapd_on": int(s.kswapd_on), "ugen": s.ugen, "ugen_done": s.ugen_done, "unmap_clock": s.unmap_clock,

@@ -173,6 +173,7 @@ class State:
         self.free = list(range(params["fast_frames"]))
         self.slow = list(range(params["fast_frames"], params["frames_in_use"]))
         self.lru: list[int] = []
+        self.lru_slow: list[int] = []
         self.batch: list[tuple[int, bool]] = []
         self.U: set[int] = set()
         self.D: set[int] = set()
@@ -193,6 +194,10 @@ class State:
             self.backings[backing].truth = self.backings[backing].stored = 1
         page.vma, page.backing = vma, backing
         page.promise = self.mapping_of(page)
+
+    def lru_of(self, f: int) -> list[int]:
+        """The inactive list of the tier of frame ``f``."""
+        return self.lru if f < self.params["fast_frames"] else self.lru_slow
 
     def is_anon(self, backing: int) -> bool:
         """Whether ``backing`` belongs to the anonymous pool."""

@@ -67,11 +67,20 @@ def test_watermarks_and_lists_leave_room(frames, num_cpus):
     config = small_config("machine=default", f"num_cpus={num_cpus}", "machine.reclaim_batch=16", "pressure=1")
     if frames < 4 * num_cpus:
         return
-    used, least, low, high, batch, most = memory(config, TraceKey("llm", num_cpus, 0), frames, 1.0)
-    assert used == frames
+    used, least, low, high, batch, most, fast = memory(config, TraceKey("llm", num_cpus, 0), frames, 1.0)
+    assert used == fast == frames
     assert 1 <= least < low < high <= 3 * frames // 16 + 3
     assert 1 <= batch <= most
     assert most * num_cpus <= max(frames // 8, num_cpus)
+
+
+def test_watermarks_and_lists_are_those_of_the_fast_tier():
+    one, two = (small_config("machine=default", "num_cpus=8", "machine.reclaim_batch=16", f"machine.slow_percent={p}") for p in (0, 75))
+    key = TraceKey("llm", 8, 0)
+    small, large = memory(one, key, 1024, 1.0), memory(two, key, 4096, 1.0)
+    assert (large[0], large[1:]) == (4096, small[1:])
+    with pytest.raises(ValueError, match=r"leaves 63 fast frames; allowed are pressures up to 0.977 \(at least 64 fast frames"):
+        memory(two, key, 250, 1.0)
 
 
 def test_watermarks_of_a_large_machine_are_those_of_linux():

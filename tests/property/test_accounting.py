@@ -55,8 +55,8 @@ def check_frames(whole: dict[str, Any], frames_in_use: int) -> None:
     held = {f for gather in whole["gather"] if gather for f in gather[6]} | waiting
     batch = sorted({f for f, _ in whole["batch"] if state[f] == BATCH})
     places = {
-        FREE: free_frames(whole), USED: whole["lru"], BATCH: batch, HELD: [f for f in held if state[f] == HELD], FOREIGN: whole["foreign"],
-        QUARANTINE: [f for f in waiting if state[f] == QUARANTINE], TAKEN: [taken[0] for taken in whole["taken"] if taken],
+        FREE: free_frames(whole), USED: whole["lru"] + whole["lru_slow"], BATCH: batch, HELD: [f for f in held if state[f] == HELD],
+        FOREIGN: whole["foreign"], QUARANTINE: [f for f in waiting if state[f] == QUARANTINE], TAKEN: [taken[0] for taken in whole["taken"] if taken],
     }  # fmt: skip
     for name, frames in places.items():
         assert {state[f] for f in frames} <= {name}
