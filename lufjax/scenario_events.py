@@ -68,12 +68,16 @@ class EventList:
         return first, count, vma, backing
 
     def add(self, entry: int, cpu: int, text: str) -> None:
-        """Add one entry of the file.
+        """Add one entry of the file: an event, or several that nothing falls between, with ``;`` between them.
 
         Raises:
             ValueError: names the word, its value and what is allowed.
         """
-        word, *arguments = str(text).split() or [""]
+        for event in str(text).split(";"):
+            self._add_event(entry, cpu, event)
+
+    def _add_event(self, entry: int, cpu: int, text: str) -> None:
+        word, *arguments = text.split() or [""]
         if word not in GRAMMAR:
             raise ValueError(f"{word or 'an empty event'}: no such event; allowed are {', '.join(GRAMMAR)}")
         usage, expand = GRAMMAR[word]

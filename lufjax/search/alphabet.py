@@ -92,13 +92,20 @@ def has_room(shape: MachineShape) -> bool:
     return all(level.sets == shape.num_vpns and level.ways == shape.num_processes and level.index == "linear" for level in (shape.l1, shape.l2))
 
 
-def check_policy(policy: FlushPolicy) -> None:
+def check_policy(policy: FlushPolicy, num_events: int) -> None:
     """Refuse policies whose future depends on clocks, which the states of a search do not keep.
+
+    Args:
+        num_events: longest sequence, in event rows; a mask trim that is due later is never seen.
 
     Raises:
         ValueError: names the rule.
     """
     words = to_words(policy)
-    for rule, wrong in (("gather_flush", "ticks"), ("mask_on_switch", "keep")):
-        if words[rule] == wrong:
-            raise ValueError(f"policy.{rule}={wrong}: depends on time, which states of an exhaustive search do not keep; allowed is any other value")
+    if words["gather_flush"] == "ticks":
+        raise ValueError("policy.gather_flush=ticks: depends on time, which states of an exhaustive search do not keep; allowed is any other value")
+    if words["mask_on_switch"] == "keep" and words["trim_period"] <= num_events:
+        raise ValueError(
+            f"policy.trim_period={words['trim_period']}: the trim depends on time, which states of an exhaustive search do not keep; "
+            f"allowed with mask_on_switch=keep are more than {num_events}, the events of the longest sequence (levels=)"
+        )

@@ -94,7 +94,7 @@ def explore(
     Raises:
         ValueError: the policy depends on time, or the machine is too small for an event; one line.
     """
-    check_policy(policy)
+    check_policy(policy, limits.levels * alphabet.rows_per_entry)
     if machine is None or not machine.can_have(policy):
         machine = Machine(alphabet, policy, limits.levels, symmetry=symmetry)
     return _Search(machine.with_policy(policy), limits, storage or Storage(None), report).run()

@@ -48,6 +48,7 @@ def test_every_word_becomes_its_rows(tmp_path: Path) -> None:
     plain = [(op.name.lower(), op) for op in (Op.RECLAIM_FLUSH, Op.TICK, *allocations)]
     assert rows_of(tmp_path, *(f"cpu1: {word}" for word, _ in plain)) == [[1, op, 0, 0, 0] for _, op in plain]
     assert rows_of(tmp_path, "cpu0: load 0-1", "cpu1: store 3 x7") == [[0, 1, 0, 0, 1], [0, 1, 1, 0, 1], [1, 2, 3, 0, 7]]
+    assert rows_of(tmp_path, "cpu0: load 0; store 1") == [[0, 1, 0, 0, 1], [0, 2, 1, 0, 1]]
     assert rows_of(tmp_path, "cpu0: reclaim 1 of 0", "cpu0: reclaim", "cpu0: file_write 3") == [
         [0, 9, 1, 0, 0],
         [0, 9, 0, -1, 0],
@@ -110,6 +111,7 @@ def test_sizes_are_rounded_up_to_shared_ones(tmp_path: Path) -> None:
 
 EVENT_MISTAKES = [
     ("cpu0: lod 0", "lod: no such event; allowed are load, store"),
+    ("cpu0: load 0;", "an empty event: no such event"),
     ("cpu0: load 4", "pages=4: allowed are a page or a range within 0-3 (usage: load PAGES [xN])"),
     ("cpu0: load 2-1", "pages=2-1: allowed are"),
     ("cpu0: load", "pages=: allowed are"),

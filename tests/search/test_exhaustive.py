@@ -141,6 +141,7 @@ def test_the_command_answers_with_scenarios_that_hold(tmp_path: Path, capsys: py
         (["policy=linux", "states=0"], "states=0: allowed are integers from 1"),
         (["policy=linux", "mode=depth"], "mode=depth: allowed are exhaustive"),
         (["policy=latr"], "policy.gather_flush=ticks"), (["policy=linux", "colour=red"], "colour=red: no such key"),
+        (["policy=linux_6_15", "policy.trim_period=999"], "policy.trim_period=999: the trim"),
         (["policy=linux", "symmetry=maybe"], "symmetry=maybe"),
     ],
 )  # fmt: skip
