@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from lufjax.cli import main
 from lufjax.policy import from_words
 from lufjax.presets import config_dir, policy_words
 from lufjax.search.ablation import NEVER, OPEN, ablate
@@ -25,7 +28,7 @@ MUST_FIND = [
     ("luf_v11", "tiny", "H7", "OLD_VALUE", 5),
     ("luf_v11", "windows", "H14", "ATOMIC_FLUSH", 4),
     ("luf_v12", "windows", "H17", "OLD_VALUE", 6),
-    ("luf_v10+refill_tag:task", "windows", "H21", "REUSE", 6),
+    ("luf_v10+refill_tag:task", "allocator", "H21", "REUSE", 7),
 ]
 """Policy, machine, objection, class, events of the shortest sequence."""
 SAFE = ["eager", "linux", "luf_v12+write_fault_flush:before"]
@@ -81,3 +84,22 @@ def test_ablation_names_the_rules_that_close_something() -> None:
     assert by["flush_dirty", "off"].outcome == "LOST_STORE"
     assert by["transport", "broadcast"].outcome == NEVER
     assert by["absorb", "on"].outcome in (NEVER, OPEN)
+
+
+def test_the_ablate_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "policy=linux", "machine=pair", "states=500", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    by = {(a["rule"], a["word"]): a["outcome"] for a in answer["ablations"]}
+    assert answer["base"] == {"pair": []}
+    assert by["flush_dirty", "off"] == "LOST_STORE"
+    assert ("gather_flush", "ticks") not in by
+    assert main(["ablate", "policy=linux", "machine=pair"]) == 0
+    assert "flush_dirty=off: cpu0: store 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "says"), [(["machine=tiny"], "policy: missing"), (["policy=linux", "states=many"], "states=many: allowed")])
+def test_wrong_input_to_ablate_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
