@@ -14,7 +14,7 @@ NAMES = {
     "H3": "write(2) to the file",
     "H4": "the file changes without a local write",
     "H5": "a store through another mapping of the page",
-    "H7": "a store after a refault of the same page",
+    "H7": "a store to the same page after a refault, or after it migrated",
     "H8": "mprotect, then a store",
     "H11": "the process ended",
     "H12": "the frame has another owner",
@@ -56,4 +56,5 @@ def hazard_of(kind: str, rows: Sequence[np.ndarray]) -> str:
 
 def is_bounded(rows: Sequence[np.ndarray]) -> bool:
     """Whether the batch of reclaim had not been flushed (or deferred) yet: a kernel that flushes at its end closes this window by itself."""
-    return not (np.concatenate(rows)[:, OP] == Op.RECLAIM_FLUSH).any()
+    ops = np.concatenate(rows)[:, OP]
+    return bool((ops == Op.RECLAIM).any() and not (ops == Op.RECLAIM_FLUSH).any())

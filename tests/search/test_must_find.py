@@ -27,12 +27,15 @@ MUST_FIND = [
     ("luf_v11", "tiny", "H5", "OLD_VALUE", 5),
     ("luf_v11", "tiny", "H7", "OLD_VALUE", 5),
     ("luf_v11", "windows", "H14", "ATOMIC_FLUSH", 4),
+    ("luf_v10", "migrate", "H3", "OLD_VALUE", 4),
+    ("luf_v11", "migrate", "H7", "OLD_VALUE", 4),
+    ("linux+migrate_flush:off", "migrate", "", "LOST_STORE", 3),
     ("luf_v12", "windows", "H17", "OLD_VALUE", 6),
     ("luf_v10+refill_tag:task", "allocator", "H21", "REUSE", 7),
 ]
 """Policy, machine, objection, class, events of the shortest sequence."""
 SAFE = ["eager", "linux", "luf_v12+write_fault_flush:before"]
-MACHINES = ["tiny", "pair", "windows", "files"]
+MACHINES = ["tiny", "pair", "windows", "files", "migrate"]
 
 
 def search(policy: str, machine: str, states: int = 12_000, **more: bool) -> tuple[Result, dict[tuple[str, str], int], list[bool]]:
