@@ -1,0 +1,119 @@
+"""Measure the exhaustive search against SPIN on the same machine and alphabet: enabled transitions per second, and the time to see the whole space.
+
+``python -m experiments.benchmarks.promela [machine=FILE] [repeats=N] [policy ...]`` from the repository root; prints one JSON object.
+
+SPIN searches on one core, breadth first and depth first, its model without assertions. The search runs on all cores, with every named state (only so
+many, to know the rate) and with symmetry. All four in turn, ``repeats`` times; the fastest counts, because other load only makes a run slower.
+Compiling is not counted. On a busy machine compare CPU seconds, which are those of all cores.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lufjax.bench import device_facts, versions
+from lufjax.presets import config_dir, load_policy, policy_words
+from lufjax.search.alphabet import Alphabet, load_alphabet
+from lufjax.search.exhaustive import Coverage, Limits, explore
+from tests.promela import spin
+
+POLICIES = ("eager", "linux")
+STATES = 400_000
+"""Of the search with every named state; the level in which there are so many is finished."""
+OPTIMISE = "-O3"
+TABLE = 24
+"""Of SPIN's hash table, as a power of two."""
+
+
+@dataclass
+class Timing:
+    """One searcher: what it covers, and its fastest run in seconds, of the wall and of all its cores."""
+
+    states: int = 0
+    transitions: int = 0
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    def add(self, states: int, transitions: int, seconds: float, cpu_seconds: float) -> None:
+        """One more run.
+
+        Raises:
+            RuntimeError: it covered something else than the run before.
+        """
+        if self.seconds and (states, transitions) != (self.states, self.transitions):
+            raise RuntimeError(f"{states} states and {transitions} transitions after {self.states} and {self.transitions}")
+        self.states, self.transitions = states, transitions
+        self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
+
+    def facts(self) -> dict[str, Any]:
+        """For the report."""
+        best, cpu = min(self.seconds), min(self.cpu_seconds)
+        rates = {"transitions_per_s": round(self.transitions / best), "transitions_per_cpu_s": round(self.transitions / cpu)}
+        times = {"seconds": round(best, 3), "cpu_seconds": round(cpu, 3), "every_seconds": [round(s, 3) for s in self.seconds]}
+        return {"states": self.states, "transitions": self.transitions, **rates, **times}
+
+
+def measure(alphabet: Alphabet, policy: str, repeats: int, directory: Path) -> dict[str, Any]:
+    """All searchers of one policy, and what each takes to compile."""
+    timings = {name: Timing() for name in ("spin_breadth_first", "spin_depth_first", "named", "symmetry")}
+    programs, compile_s, exhausted = {}, {}, {}
+    for name in ("spin_breadth_first", "spin_depth_first"):
+        began = time.monotonic()
+        own = directory / policy / name
+        programs[name] = spin.build(alphabet, policy_words(policy), own, breadth_first=name == "spin_breadth_first", quiet=True, optimise=OPTIMISE)
+        compile_s[name] = round(time.monotonic() - began, 3)
+    for _ in range(repeats):
+        for name, program in programs.items():
+            found = spin.run(program, table=TABLE)
+            timings[name].add(found.states, found.transitions, found.seconds, found.cpu_seconds)
+        for name in ("named", "symmetry"):
+            compile_s.setdefault(name, round(_search(alphabet, policy, name, levels=0)[2], 3))
+            overhead = _search(alphabet, policy, name, levels=0)[1]
+            coverage, cpu_seconds, _ = _search(alphabet, policy, name, states=STATES if name == "named" else 2**31 - 1)
+            exhausted[name] = coverage.exhausted
+            timings[name].add(coverage.states, coverage.transitions, coverage.seconds, cpu_seconds - overhead)
+    found = {name: timing.facts() for name, timing in timings.items()}
+    ratios = {}
+    for of, name in (("transitions_per_s", "named"), ("transitions_per_cpu_s", "named"), ("seconds", "symmetry"), ("cpu_seconds", "symmetry")):
+        best = (max if name == "named" else min)(found[other][of] for other in programs)
+        ratios[f"{name}_over_spin_{of}"] = round(found[name][of] / best, 3)
+    return {**found, **ratios, "exhausted": exhausted, "compile_s": compile_s}
+
+
+def _search(alphabet: Alphabet, policy: str, name: str, *, levels: int = 1000, states: int = 1) -> tuple[Coverage, float, float]:
+    """What was covered; CPU seconds, of compiling too; wall seconds of all that is not the search."""
+    began, cpu = time.monotonic(), time.process_time()
+    coverage = explore(alphabet, load_policy(policy), Limits(levels=levels, states=states), symmetry=name == "symmetry").coverage
+    return coverage, time.process_time() - cpu, time.monotonic() - began - coverage.seconds
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print."""
+    if spin.missing():
+        print(f"not installed: {spin.missing()}", file=sys.stderr)
+        return 2
+    given = dict(text.split("=", 1) for text in arguments if "=" in text)
+    repeats, policies = int(given.get("repeats", 3)), [text for text in arguments if "=" not in text] or POLICIES
+    alphabet = load_alphabet(given.get("machine", config_dir() / "explore" / "tiny.yaml"))
+    with tempfile.TemporaryDirectory() as directory:
+        cases = {policy: measure(alphabet, policy, repeats, Path(directory)) for policy in policies}
+    tools = {name: _first_line(name, option) for name, option in (("spin", "-V"), ("cc", "--version"))}
+    config = {"machine": alphabet.scenario.path.stem, "repeats": repeats, "flags": [OPTIMISE, *spin.FLAGS], "table": TABLE}
+    print(json.dumps({"device": device_facts(), "versions": versions() | tools, "config": config, "cases": cases}, indent=1))
+    return 0
+
+
+def _first_line(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
