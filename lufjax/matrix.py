@@ -57,6 +57,12 @@ def run_matrix(scenarios: Sequence[Scenario], presets: Sequence[str]) -> list[Ce
 
 
 def _play(scenarios: Sequence[Scenario], lanes: Sequence[tuple[int, str]]) -> list[tuple[str, ...]]:
+    counted = violations_after(scenarios, lanes, every_event=False)[:, -1].sum(-1)
+    return [tuple(kind.name for kind in Violation if row[kind]) for row in counted]
+
+
+def violations_after(scenarios: Sequence[Scenario], lanes: Sequence[tuple[int, str]], *, every_event: bool) -> np.ndarray:
+    """Violations at the end, or after every event, ``int64[lanes, points, classes, 2]``; lanes are scenarios of one shape under policies."""
     from lufjax.engine import simulate
 
     which = sorted({scenario for scenario, _ in lanes})
@@ -69,9 +75,8 @@ def _play(scenarios: Sequence[Scenario], lanes: Sequence[tuple[int, str]]) -> li
         policy=FlushPolicy(*(np.array(leaf, np.int32) for leaf in zip(*(record.policy for record in records), strict=True))),
     )
     index = np.array([which.index(i) for i, _ in lanes], np.int32)
-    samples = simulate(scenarios[which[0]].shape, params, traces, index, sample_points=[longest])
-    counted = samples.violations[:, 0].sum(-1)
-    return [tuple(kind.name for kind in Violation if row[kind]) for row in counted]
+    points = list(range(1, longest + 1)) if every_event else [longest]
+    return simulate(scenarios[which[0]].shape, params, traces, index, sample_points=points).violations
 
 
 def _padded(scenario: Scenario, length: int) -> Any:

@@ -1051,7 +1051,7 @@ static void judge_stale(struct machine *M, int c, int m, int v, const struct way
     wrong[REUSE] = frame->handed > entry->filled && !exact;
     wrong[MAPPING] = advanced && !exact;
     wrong[PERMISSION] = is_store && backing && !page->promise_writable;
-    wrong[LOST_STORE] = is_store && named && (backing->home != entry->frame || backing->harvested);
+    wrong[LOST_STORE] = is_store && (named || (exact && page->backing == b)) && (backing->home != entry->frame || backing->harvested);
     bool is_old = named && (frame->content == b || (backing->parent != NONE && frame->content == backing->parent));
     wrong[OLD_VALUE] = !is_store && is_old && !exact;
     bool any = false;

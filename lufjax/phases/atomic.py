@@ -43,9 +43,14 @@ def atomic(m: Draft, enabled: Array) -> None:
     m.complete(looks & ~found)
 
     taken = enabled & (m.r.phase == Phase.ATOMIC_TAKEN)
-    violates = taken & (m.r.fl_sent > 0)
+    violates = taken & has_waited(m)
     first = m.get("first", int(Violation.ATOMIC_FLUSH))
     nothing = jnp.full_like(m.now, -1)
     m.put("first", int(Violation.ATOMIC_FLUSH), jnp.stack([m.now, m.c, nothing, nothing]), violates & (first[0] == 0))
     m.add("violations", (int(Violation.ATOMIC_FLUSH), 0), 1, violates)
     m.goto(Phase.OTHER_ALLOCATED, taken)
+
+
+def has_waited(m: Draft) -> Array:
+    """Whether the take-off sent interrupts."""
+    return m.r.fl_sent > 0

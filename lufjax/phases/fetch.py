@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -109,18 +111,16 @@ def stale(m: Draft, enabled: Array) -> None:
     is_store = m.op == Op.STORE
     frame, filled = m.r.store_frame, m.r.loop
     page, row = m.get("page", m.pid), m.get("frame", frame)
-    is_mapped, is_writable = (page[st.PROMISE] & 1) != 0, (page[st.PROMISE] & 2) != 0
-    backing = page[st.PROMISE] >> 2
+    is_mapped, backing = (page[st.PROMISE] & 1) != 0, page[st.PROMISE] >> 2
     truth, _, home = m.get("backing", backing)
-    holds = row[st.CONTENT] == backing
-    exact = is_mapped & holds & (row[st.VERSION] == truth)
-    advanced = page[st.EPOCH] > filled
-    named = is_mapped & ~advanced & (page[st.VMA] >= 0) & (page[st.BACKING] == backing)
     index = backing - m.shape.num_file_pages
     parent = jnp.where(index >= 0, m.get("parent", index), -1)
-    is_old = (holds & (row[st.VERSION] < truth)) | ((parent >= 0) & (row[st.CONTENT] == parent))
-    is_reused, is_home = row[st.HANDED] > filled, (home >> 2 == frame) & ((home & 2) == 0)
-    classes = classes_of(is_store, is_mapped, is_writable, exact, is_reused, advanced, named, is_home, is_old)
+    content, version, advanced = row[st.CONTENT], row[st.VERSION], page[st.EPOCH] > filled
+    classes = classes_of(Facts(
+        is_store=is_store, is_mapped=is_mapped, is_writable=(page[st.PROMISE] & 2) != 0, is_reused=row[st.HANDED] > filled, advanced=advanced,
+        is_backed=(page[st.VMA] >= 0) & (page[st.BACKING] == backing), holds=content == backing, is_current=version == truth,
+        is_older=version < truth, holds_parent=(parent >= 0) & (content == parent), is_home=home >> 2 == frame, harvested=(home & 2) != 0,
+    ))  # fmt: skip
     assert classes.shape[0] == len(Violation)
     hits = enabled & classes
     column = jnp.where(is_store, 1, 0)
@@ -139,16 +139,38 @@ def stale(m: Draft, enabled: Array) -> None:
     m.complete(enabled)
 
 
-def classes_of(
-    is_store: Array, is_mapped: Array, is_writable: Array, exact: Array, is_reused: Array, advanced: Array, named: Array, is_home: Array,
-    is_old: Array,
-) -> Array:  # fmt: skip
+class Facts(NamedTuple):
+    """What the classes of a stale access depend on: of the access, the promise of its page (which names a backing b), and the frame f.
+
+    Attributes:
+        is_store: a store. is_mapped, is_writable: the promise. is_reused: f was handed out after the entry was filled. advanced: so did the promise.
+        is_backed: the page has a VMA and its backing is b. holds: f holds b. is_current, is_older: in the version that is the truth, or one before.
+        holds_parent: f holds what b was copied from. is_home: f is the home of b. harvested: b was written out since it was stored to.
+    """
+
+    is_store: Array
+    is_mapped: Array
+    is_writable: Array
+    is_reused: Array
+    advanced: Array
+    is_backed: Array
+    holds: Array
+    is_current: Array
+    is_older: Array
+    holds_parent: Array
+    is_home: Array
+    harvested: Array
+
+
+def classes_of(f: Facts) -> Array:
     """``bool[classes]``: which classes of docs/MODEL.md section 8 a stale access violates."""
+    exact = f.is_mapped & f.holds & f.is_current
+    named = f.is_mapped & ~f.advanced & f.is_backed
     return jnp.stack([
-        is_reused & ~exact,
-        advanced & ~exact,
-        is_store & is_mapped & ~is_writable,
-        is_store & named & ~is_home,
-        ~is_store & named & ~exact & is_old,
+        f.is_reused & ~exact,
+        f.advanced & ~exact,
+        f.is_store & f.is_mapped & ~f.is_writable,
+        f.is_store & (named | (exact & f.is_backed)) & (~f.is_home | f.harvested),
+        ~f.is_store & named & ((f.holds & f.is_older) | f.holds_parent),
         jnp.zeros_like(exact),
     ])  # fmt: skip

@@ -57,7 +57,7 @@ def test_the_oracle_flags_the_same_steps(file: Any) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in Violation if kind is not Violation.ATOMIC_FLUSH])
 def test_a_checker_without_one_rule_fails(kind: Violation, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fetch.classes_of
-    monkeypatch.setattr(fetch, "classes_of", lambda *facts: whole(*facts) & (jnp.arange(len(Violation)) != int(kind)))
+    monkeypatch.setattr(fetch, "classes_of", lambda facts: whole(facts) & (jnp.arange(len(Violation)) != int(kind)))
     native.compile_program.cache_clear()
     try:
         broken = {result.litmus.name for result in litmus.run_litmus(FILES) if not result.holds}

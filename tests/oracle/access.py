@@ -119,7 +119,8 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
     page, frame = s.page(entry.m, entry.vpn), s.frames[entry.frame]
     promise, advanced = page.promise, page.epoch > entry.filled
     exact = promise.mapped and frame.content == (promise.backing, s.backings[promise.backing].truth)
-    named = promise.mapped and not advanced and page.backing == promise.backing
+    is_backed = page.backing == promise.backing
+    named = promise.mapped and not advanced and is_backed
     classes = []
     if frame.handed > entry.filled and not exact:
         classes.append(REUSE)
@@ -127,9 +128,9 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
         classes.append(MAPPING)
     if is_store and promise.mapped and not promise.writable:
         classes.append(PERMISSION)
-    if is_store and named and _is_lost(s, promise.backing, entry.frame):
+    if is_store and (named or (exact and is_backed)) and _is_lost(s, promise.backing, entry.frame):
         classes.append(LOST_STORE)
-    if not is_store and named and not exact and _is_old(s, promise.backing, frame.content):
+    if not is_store and named and _is_old(s, promise.backing, frame.content):
         classes.append(OLD_VALUE)
     for kind in classes:
         n.violate(kind, is_store, times, (s.now, c, entry.m, entry.vpn))

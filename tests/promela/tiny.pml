@@ -470,7 +470,7 @@ inline check(cpu, vpn, is_store) {
      is_reuse = (e & REUSED) && !exact;
      is_mapping = (e & ADVANCED) && !exact;
      is_permission = is_store && mapped[vpn] && !permitted[vpn];
-     is_lost_store = is_store && named && (home[g] != f || harvested[g]);
+     is_lost_store = is_store && (named || (exact && vma[vpn] != NONE && backing[vpn] == g)) && (home[g] != f || harvested[g]);
      is_old_value = !is_store && named && !exact && content[f] == g;
      report(is_reuse); report(is_mapping); report(is_permission); report(is_lost_store); report(is_old_value);
      if
