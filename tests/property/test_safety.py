@@ -18,7 +18,7 @@ SAFE = ("linux", "linux_6_15", "eager", "luf_v10")
 """Safe on workloads that map, unmap, read and write pages. Others are safe on some workloads only (docs/MODEL.md section 9)."""
 READ, WRITE, MAYWRITE, SHARED = VmaFlag.READ, VmaFlag.WRITE, VmaFlag.MAYWRITE, VmaFlag.SHARED
 VMAS = (READ | WRITE | MAYWRITE | SHARED, READ | MAYWRITE | SHARED)
-NUMBERS = (8, 0, 0, 0, 1, 1, 1, 0, 0)
+NUMBERS = (8, 0, 0, 0, 1, 1, 1, 0, 0, 8)
 """Eight frames, no watermarks, lists and batches of one page, reclaim by events only."""
 LOAD, STORE = Op.LOAD, Op.STORE
 SCRIPTS: dict[Violation, list[tuple[int, int, int, int, int]]] = {
