@@ -117,7 +117,8 @@ def test_twenty_thousand_points_are_one_batch(fake, monkeypatch):
     compose, build = config_module.compose, sweep.TraceSource.get
     monkeypatch.setattr(config_module, "compose", lambda *args, **kwargs: composed.append(1) or compose(*args, **kwargs))
     config = small_config(
-        *("-m", "policy=glob(*,exclude=[luf_*_as_posted,luf_v11,luf_v12,luf_always])", "num_cpus=1,2,4,8", "pressure=1,1.1,1.2,1.3,1.4", "seed=range(0,100)", "engine.chunk_lanes=512"),
+        *("-m", "policy=glob(*,exclude=[luf_*_as_posted,luf_v11,luf_v12,luf_always])", "num_cpus=1,2,4,8"),
+        *("pressure=1,1.1,1.2,1.3,1.4", "seed=range(0,100)", "engine.chunk_lanes=512"),
         *("num_events=300", "num_samples=2"),
     )
     assert config.num_lanes == 20_000
