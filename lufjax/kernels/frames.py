@@ -112,6 +112,17 @@ def latest(m: Draft, a: Array, b: Array) -> Array:
     return jnp.where((b != 0) & ((a == 0) | (a_is_older == 1)), b, a)
 
 
+def in_batch(m: Draft, frame: Array) -> Array:
+    """Whether an entry of the unmap batch names a frame, taken back or not."""
+    return ((m.get("batch") >> 1 == frame) & (jnp.arange(m.shape.batch_slots) < m.r.batch_count)).any()
+
+
+def forget_debt(m: Draft, frame: Array, enabled: Array) -> None:
+    """A frame owes nothing any more. Its tag is left as it is."""
+    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), enabled)
+    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), enabled)
+
+
 def join_owner(m: Draft, owner: Array, mm: Array) -> Array:
     """Owner of a frame's debt once process ``mm`` owes for it too: ``mm`` if nobody else did, else MANY."""
     return jnp.where((owner < 0) | (owner == mm), mm, m.shape.num_processes)

@@ -150,8 +150,7 @@ def keep(m: Draft, frame: Array, row: Array, enabled: Array, then: Phase) -> Arr
     flushes = kept & (m.rules.kept_debt == FLUSHED)
     m.flush_batch(flushes, then, cpu=m.c, mask=owed, payer=Payer.FAULT)
     clears = kept & (m.rules.kept_debt != CARRIED)
-    m.put("owed", frame, jnp.zeros_like(owed), clears)
-    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), clears)
+    frames.forget_debt(m, frame, clears)
     return flushes
 
 

@@ -11,7 +11,7 @@ from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.alloc import free_then, owes, put_then
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_NONE, GATHER_PAGE, RULE_ALWAYS, RULE_FLAG, RULE_GATHER_HOOK, RULE_MARKER
+from lufjax.phases.mapping import GATHER_NONE, GATHER_PAGE, RULE_ALWAYS, debt_rule, visit_marker
 
 SCAN = 16
 """Pages that one phase looks at."""
@@ -25,8 +25,7 @@ def invalidate(m: Draft, enabled: Array) -> None:
     starts, looks = enabled & (code == Phase.INVALIDATE), enabled & (code == Phase.INVALIDATE_LOOK)
     pays = m.forced_flush(starts & (m.rules.invalidate_flush == 1), Phase.INVALIDATE_PAID, Payer.MAPPING, mm=-1, page=m.arg)
     begin = (starts & ~pays) | (enabled & (code == Phase.INVALIDATE_PAID))
-    in_batch = ((m.get("batch") >> 1 == home) & (jnp.arange(m.shape.batch_slots) < m.r.batch_count)).any()
-    waits = begin & (home >= 0) & in_batch
+    waits = begin & (home >= 0) & frames.in_batch(m, home)
     m.put_regs(waits, dr_cpu=m.c, dr_ret=Phase.INVALIDATE_LOOK)
     m.goto(Phase.INVALIDATE_LOOK, begin)
     m.goto(Phase.DRAIN, waits)
@@ -60,19 +59,10 @@ def withdraw(m: Draft, enabled: Array) -> None:
     code, pid = m.r.phase, m.r.loop
     mm = lax.div(pid, jnp.int32(m.shape.num_vpns))
     vpn = pid - mm * m.shape.num_vpns
-    row, vma, held_row = m.get("mm", mm), m.get("page", pid, st.VMA), m.get("frame", m.r.zap_held)
+    row, held_row = m.get("mm", mm), m.get("frame", m.r.zap_held)
 
-    begin = enabled & (code == Phase.WITHDRAW)
-    pays = begin & (row[st.PENDING] != row[st.FLUSHED])
-    m.put("mm", (mm, st.FLUSHED), row[st.PENDING], pays)
-    flag = (begin & ~pays) | (enabled & (code == Phase.WITHDRAW_FLAG))
-    has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & (m.get("vma_flag", vma) == 1)
-    m.put("vma_flag", vma, 0, has_flag)
-    m.goto(Phase.WITHDRAW_ZAP, flag)
-    hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
-    m.forced_flush(hook, Phase.WITHDRAW_ZAP, Payer.MAPPING, mm=mm, page=m.shared_file(m.get("page", pid)))
-    m.flush_mm(pays, Phase.WITHDRAW_FLAG, cpu=m.c, mm=mm, payer=Payer.MAPPING, tables=1, credit=1)
-    m.flush_mm(has_flag, Phase.WITHDRAW_ZAP, cpu=m.c, mm=mm, payer=Payer.MAPPING)
+    begins, resumes = enabled & (code == Phase.WITHDRAW), enabled & (code == Phase.WITHDRAW_FLAG)
+    debt_rule(m, begins, resumes, mm=mm, row=row, pid=pid, again=Phase.WITHDRAW_FLAG, then=Phase.WITHDRAW_ZAP)
 
     zaps = enabled & (code == Phase.WITHDRAW_ZAP)
     was_present = _zap(m, pid, zaps)
@@ -102,8 +92,7 @@ def _zap(m: Draft, pid: Array, enabled: Array) -> Array:
     pte, page = m.get("pte", pid), m.get("page", pid)
     old, promise, frame = page[st.BACKING], page[st.PROMISE], pte >> st.PTE_SHIFT
     was_present, is_copy = (pte & st.PTE_PRESENT) != 0, old >= m.shape.num_file_pages
-    marked = (m.rules.munmap_debt_rule == RULE_MARKER) & ((pte & st.PTE_MARKER) != 0)
-    left = jnp.where(marked & (m.rules.va_rule == 0), pte & ~st.PTE_MARKER, pte)
+    marked, left = visit_marker(m, pte)
     m.put("pte", pid, jnp.where(was_present, 0, left), enabled)
     frames.rmap_remove(m, frame, pid, enabled & was_present)
 

@@ -10,7 +10,7 @@ from lufjax.events import Payer
 from lufjax.phases import Phase
 from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect, is_held
+from lufjax.phases.mapping import GATHER_PAGE, collect, is_held, visit_marker
 
 
 def lazyfree(m: Draft, enabled: Array) -> None:
@@ -18,8 +18,7 @@ def lazyfree(m: Draft, enabled: Array) -> None:
     pte, page, gather = m.get("pte", m.pid), m.get("page", m.pid), m.get("gather", m.c)
     present, dirty = (pte & st.PTE_PRESENT) != 0, (pte & st.PTE_DIRTY) != 0
     changed = enabled & present & ((pte & (st.PTE_ACCESSED | st.PTE_DIRTY)) != 0)
-    marked = (m.rules.munmap_debt_rule == RULE_MARKER) & ((pte & st.PTE_MARKER) != 0)
-    unmarked = jnp.where(marked & (m.rules.va_rule == 0), pte & ~st.PTE_MARKER, pte)
+    marked, unmarked = visit_marker(m, pte)
     m.put("pte", m.pid, jnp.where(present, pte & ~(st.PTE_ACCESSED | st.PTE_DIRTY), unmarked), enabled)
     m.put("page", (m.pid, st.CHANGED), m.now, changed & dirty)
     frame = pte >> st.PTE_SHIFT

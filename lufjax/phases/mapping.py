@@ -29,7 +29,6 @@ def mapping(m: Draft, enabled: Array) -> None:
     flags = m.get("vma", jnp.maximum(vma, 0))
     is_visited = (vma >= 0) & ((m.op != Op.MADVISE_FREE) | ((flags & VmaFlag.ANON) != 0))
     is_mapped, has_marker = vma >= 0, (pte & st.PTE_MARKER) != 0
-    old_flag = m.get("vma_flag", jnp.maximum(vma, 0)) == 1
     opened = _enter(m, at(Phase.MAPPING), row, is_visited)
     hooked = _mmap_hook(m, opened & is_mmap)
 
@@ -46,18 +45,32 @@ def mapping(m: Draft, enabled: Array) -> None:
     m.flush_mm(owes_marker, Phase.MAPPING_MAP, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=m.v, end=m.v + 1)
     m.goto(Phase.MAPPING_MAP, unmapped & ~owes_marker)
 
-    pending = (opened & ~is_mmap) | fixed
-    pays = pending & (row[st.PENDING] != row[st.FLUSHED])
-    m.put("mm", (m.m, st.FLUSHED), row[st.PENDING], pays)
-    m.flush_mm(pays, Phase.MAPPING_FLAG, cpu=m.c, mm=m.m, payer=Payer.MAPPING, tables=1, credit=1)
-    flag = (pending & ~pays) | at(Phase.MAPPING_FLAG)
-    has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & old_flag
-    m.put("vma_flag", jnp.maximum(vma, 0), 0, has_flag)
-    hook = flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK)
     edits = jnp.where(m.op == Op.MADVISE_FREE, Phase.LAZYFREE, jnp.where(m.op == Op.MREMAP, Phase.MREMAP_SETTLE, Phase.MAPPING_EDIT))
-    m.goto(edits, flag & ~has_flag)
-    m.forced_flush(hook, edits, Payer.MAPPING, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
-    m.flush_mm(has_flag, edits, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
+    debt_rule(m, (opened & ~is_mmap) | fixed, at(Phase.MAPPING_FLAG), mm=m.m, row=row, pid=m.pid, again=Phase.MAPPING_FLAG, then=edits)
+
+
+def debt_rule(
+    m: Draft, begins: Array, resumes: Array, *, mm: Array, row: Array, pid: Array, again: Phase, then: Array | Phase
+) -> None:  # fmt: skip
+    """What a mapping call pays before it edits page ``pid`` of ``mm``, whose ``row`` was read: the counter, then (``again``) the flag or the hook."""
+    page = m.get("page", pid)
+    vma = jnp.maximum(page[st.VMA], 0)
+    has_bit, shared = m.get("vma_flag", vma) == 1, m.shared_file(page)
+    pays = begins & (row[st.PENDING] != row[st.FLUSHED])
+    m.put("mm", (mm, st.FLUSHED), row[st.PENDING], pays)
+    m.flush_mm(pays, again, cpu=m.c, mm=mm, payer=Payer.MAPPING, tables=1, credit=1)
+    flag = (begins & ~pays) | resumes
+    has_flag = flag & (m.rules.munmap_debt_rule == RULE_FLAG) & has_bit
+    m.put("vma_flag", vma, 0, has_flag)
+    m.goto(then, flag & ~has_flag)
+    m.forced_flush(flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK), then, Payer.MAPPING, mm=mm, page=shared)
+    m.flush_mm(has_flag, then, cpu=m.c, mm=mm, payer=Payer.MAPPING)
+
+
+def visit_marker(m: Draft, pte: Array) -> tuple[Array, Array]:
+    """Whether a PTE has a marker that a mapping call honours, and the PTE without it (with ``va_rule`` it stays)."""
+    marked = (m.rules.munmap_debt_rule == RULE_MARKER) & ((pte & st.PTE_MARKER) != 0)
+    return marked, jnp.where(marked & (m.rules.va_rule == 0), pte & ~st.PTE_MARKER, pte)
 
 
 def _enter(m: Draft, enabled: Array, row: Array, is_visited: Array) -> Array:
@@ -107,8 +120,7 @@ def edit(m: Draft, enabled: Array) -> None:
     after_flush = enabled & (m.r.phase == Phase.MAPPING_FIXED)
     pte, page, gather = m.get("pte", m.pid), m.get("page", m.pid), m.get("gather", m.c)
     is_protect, is_mmap = m.op == Op.MPROTECT, m.op == Op.MMAP
-    marked = (m.rules.munmap_debt_rule == RULE_MARKER) & ((pte & st.PTE_MARKER) != 0)
-    pte = jnp.where(marked & (m.rules.va_rule == 0), pte & ~st.PTE_MARKER, pte)
+    marked, pte = visit_marker(m, pte)
     new_pte, cleared, protected, changed = _edited(m, pte, page, is_protect)
     m.put("pte", m.pid, new_pte, todo)
     frame, backing, vma = pte >> st.PTE_SHIFT, page[st.BACKING], page[st.VMA]

@@ -44,8 +44,7 @@ def migrate(m: Draft, enabled: Array) -> None:
     page = m.get("page", m.arg * m.shape.num_vpns + m.v)
     home = jnp.where(page[st.VMA] >= 0, frames.home_of(m, page[st.BACKING]), -1)
     row = m.get("frame", home)
-    in_batch = ((m.get("batch") >> 1 == home) & (jnp.arange(m.shape.batch_slots) < m.r.batch_count)).any()
-    can = (home >= 0) & (row[st.STATE] == st.USED_STATE) & (row[st.REFS] == 0) & ~in_batch
+    can = (home >= 0) & (row[st.STATE] == st.USED_STATE) & (row[st.REFS] == 0) & ~frames.in_batch(m, home)
     m.disabled(enabled & ~can)
     todo = enabled & can
     to_slow = (m.p.fast_frames < m.p.frames_in_use) & (home < m.p.fast_frames)
@@ -107,8 +106,7 @@ def migrated(m: Draft, enabled: Array) -> None:
     ends, has_debt = enabled & (code == Phase.MIGRATE_FREE), owes(m, frame)
     pays = ends & has_debt & (m.rules.init_on_free == PAID)
     m.discharge_all(pays, Phase.MIGRATE_FREE, Payer.RECLAIM, cpu=cpu)
-    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), pays)
-    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), pays)
+    frames.forget_debt(m, frame, pays)
     frees = ends & ~pays
     frames.lru_append(m, m.r.alloc_frame, frees)
     m.count("pgmigrate_success", frees)

@@ -9,7 +9,7 @@ from lufjax import state as st
 from lufjax.events import Payer, VmaFlag
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect, is_held
+from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect, is_held, visit_marker
 
 
 def mremap(m: Draft, enabled: Array) -> None:
@@ -30,8 +30,8 @@ def mremap(m: Draft, enabled: Array) -> None:
     m.flush_mm(has_marker & by_marker, Phase.MREMAP_MOVE, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=m.arg, end=m.arg + 1)
 
     present, frame = (pte & st.PTE_PRESENT) != 0, pte >> st.PTE_SHIFT
-    marked = (m.rules.munmap_debt_rule == RULE_MARKER) & ((pte & st.PTE_MARKER) != 0)
-    left = jnp.where(present, 0, jnp.where(marked & (m.rules.va_rule == 0), pte & ~st.PTE_MARKER, pte))
+    marked, unmarked = visit_marker(m, pte)
+    left = jnp.where(present, 0, unmarked)
     m.put("pte", m.pid, left, moves)
     m.put("pte", to, jnp.where(settles, old & ~st.PTE_MARKER, pte), (has_marker & (by_va | by_marker)) | (moves & present))
     m.put("rmap", (frame, jnp.argmax(m.get("rmap", frame) == m.pid)), to, moves & present)

@@ -257,6 +257,5 @@ def drain(m: Draft, enabled: Array) -> None:
     then = jnp.where(over, m.r.dr_ret, Phase.DRAIN_FREE)
     m.goto(then, enabled & ~waits)
     has_debt = owes(m, frame) & ~pays_all
-    m.put("frame", (frame, slice(st.OWNER, st.CLOCK + 1)), jnp.array([-1, 0, 0], jnp.int32), frees & pays_all)
-    m.put("owed", frame, jnp.zeros((m.words,), jnp.uint32), frees & pays_all)
+    frames.forget_debt(m, frame, frees & pays_all)
     free_then(m, frame, m.r.dr_cpu, frees, then, has_debt=has_debt)
