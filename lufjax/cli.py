@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -124,8 +124,7 @@ def _scenario(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_intermixed_args(arguments)
     chosen = _pairs(options.overrides, ("policy",), prefix="policy.")
-    rules = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
-    name = chosen.get("policy")
+    rules, name = _rules(chosen), chosen.get("policy")
     if rules and name is None:
         raise ValueError(f"policy.{next(iter(rules))}: needs a preset to replace it in, as in policy=luf_v10")
     from lufjax.presets import find_config, policy_words
@@ -164,7 +163,7 @@ def _matrix(arguments: list[str]) -> int:
 
 
 def _explore(arguments: list[str]) -> int:
-    from lufjax.presets import find_config, policy_words
+    from lufjax.presets import find_config
     from lufjax.search import options as search_options
 
     parser = OneLineParser(
@@ -175,10 +174,7 @@ def _explore(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_intermixed_args(arguments)
     chosen = _pairs(options.overrides, ("policy", "machine", *search_options.KEYS), prefix="policy.")
-    rules = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
-    if "policy" not in chosen:
-        raise ValueError("policy: missing; as in lufjax explore policy=luf_v10")
-    words = policy_words(str(chosen["policy"]), rules)
+    policy, words = _policy_of(chosen, "explore policy=luf_v10")
     path = find_config("explore", str(chosen.get("machine", "tiny")))
     from lufjax.provenance import refuse_broken_jax
 
@@ -187,7 +183,7 @@ def _explore(arguments: list[str]) -> int:
     from lufjax.search.alphabet import load_alphabet
 
     alphabet = load_alphabet(path)
-    return answer.main(alphabet, str(chosen["policy"]), words, search_options.read(chosen, alphabet), options.json)
+    return answer.main(alphabet, policy, words, search_options.read(chosen, alphabet), options.json)
 
 
 def _ablate(arguments: list[str]) -> int:
@@ -196,12 +192,9 @@ def _ablate(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_intermixed_args(arguments)
     chosen = _pairs(options.overrides, ("policy", "machine", "states"), prefix="policy.")
-    rules = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
-    if "policy" not in chosen:
-        raise ValueError("policy: missing; as in lufjax ablate policy=luf_v12")
-    from lufjax.presets import find_config, policy_words, preset_names
+    policy, words = _policy_of(chosen, "ablate policy=luf_v12")
+    from lufjax.presets import find_config, preset_names
 
-    words = policy_words(str(chosen["policy"]), rules)
     names = str(chosen["machine"]).split(",") if "machine" in chosen else preset_names("explore")
     states = chosen.get("states", 30000)
     if not isinstance(states, int) or isinstance(states, bool) or not 1 <= states <= 10**8:
@@ -212,7 +205,7 @@ def _ablate(arguments: list[str]) -> int:
     from lufjax.search import ablation
     from lufjax.search.alphabet import load_alphabet
 
-    return ablation.main([load_alphabet(find_config("explore", name)) for name in names], str(chosen["policy"]), words, states, options.json)
+    return ablation.main([load_alphabet(find_config("explore", name)) for name in names], policy, words, states, options.json)
 
 
 def _litmus(arguments: list[str]) -> int:
@@ -321,6 +314,20 @@ def _import_trace(arguments: list[str]) -> int:
     lackey.import_lackey(options.input, options.output)
     print(options.output)
     return 0
+
+
+def _rules(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Rules that ``policy.RULE=VALUE`` arguments replace."""
+    return {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
+
+
+def _policy_of(chosen: Mapping[str, Any], example: str) -> tuple[str, dict[str, Any]]:
+    """The policy that a command has to be given, as in ``example``, and all its rules by word."""
+    from lufjax.presets import policy_words
+
+    if "policy" not in chosen:
+        raise ValueError(f"policy: missing; as in lufjax {example}")
+    return str(chosen["policy"]), policy_words(str(chosen["policy"]), _rules(chosen))
 
 
 def _pairs(overrides: Sequence[str], allowed: Sequence[str] | None = None, prefix: str = "") -> dict[str, Any]:
