@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -116,11 +116,10 @@ def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.
     lane = b.load(lane_at)
     b.cbranch(b.icmp_signed("<", lane, end), body, leave)
     b.position_at_end(body)
-    for name, number in numbers.items():
-        row = b.sext(b.load(b.gep(trace_index, [lane])), I64) if name == "events" else lane
-        stride = trace_stride if name == "events" else b.load(b.gep(strides, [I64(number)]))
-        base = b.load(b.gep(bases, [I64(number)]))
-        b.store(b.gep(base, [b.mul(row, stride)]), b.gep(own, [I64(number)]))
+    _emit_pointers(b, own, bases, strides, lane, [number for name, number in numbers.items() if name != "events"])
+    events = I64(numbers["events"])
+    row = b.mul(b.sext(b.load(b.gep(trace_index, [lane])), I64), trace_stride)
+    b.store(b.gep(b.load(b.gep(bases, [events])), [row]), b.gep(own, [events]))
     stop = b.load(b.gep(stops, [lane]))
     flow = b.load(b.gep(own, [I64(numbers["flow"])]))
     b.branch(step)
@@ -148,6 +147,13 @@ def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.
     b.ret(b.load(bad))
 
 
+def _emit_pointers(b: Any, own: Any, bases: Any, strides: Any, lane: Any, numbers: Iterable[int]) -> None:
+    """Leave in ``own`` where the arrays of a lane begin."""
+    for number in numbers:
+        offset = b.mul(lane, b.load(b.gep(strides, [I64(number)])))
+        b.store(b.gep(b.load(b.gep(bases, [I64(number)])), [offset]), b.gep(own, [I64(number)]))
+
+
 def emit_map(module: ir.Module, kernel: ir.Function, numbers: dict[str, int]) -> None:
     """``void map_lanes(bases, strides, begin, end)``: the kernel once on every lane."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer(), I64.as_pointer(), I64, I64]), name="map_lanes")
@@ -161,9 +167,7 @@ def emit_map(module: ir.Module, kernel: ir.Function, numbers: dict[str, int]) ->
     lane.add_incoming(begin, entry)
     b.cbranch(b.icmp_signed("<", lane, end), body, leave)
     b.position_at_end(body)
-    for number in numbers.values():
-        offset = b.mul(lane, b.load(b.gep(strides, [I64(number)])))
-        b.store(b.gep(b.load(b.gep(bases, [I64(number)])), [offset]), b.gep(own, [I64(number)]))
+    _emit_pointers(b, own, bases, strides, lane, numbers.values())
     b.call(kernel, [own])
     lane.add_incoming(b.add(lane, I64(1)), body)
     b.branch(head)

@@ -19,7 +19,7 @@ from lufjax.search.successors import Machine
 
 TIMED = {("gather_flush", "ticks"), ("mask_on_switch", "keep")}
 """Words that an exhaustive search cannot follow."""
-OPEN, NEVER, CLEAN = "decides, no violation", "decides nothing", "as the policy"
+OPEN, NEVER = "decides, no violation", "decides nothing"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from lufjax.search.rules import deciding_rules
 from lufjax.search.sampling import Sampled, sample
 from lufjax.search.storage import Storage
 
-SCRATCH = ("keys.bin", "steps.bin", "next.bin", "checkpoint.json")
 EVERY_SECONDS = 5.0
 """Between lines of progress."""
 
@@ -43,12 +42,14 @@ def main(alphabet: Alphabet, policy: str, words: Mapping[str, Any], options: Opt
     """
     entry = entry_of(policy, words)
     directory = options.outputs / f"{alphabet.scenario.name}-{entry.replace(':', '-')}-{_digest(alphabet, entry, options)}"
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         try:
             answer: dict[str, Any] = (_exhaustive if options.mode == "exhaustive" else _random)(alphabet, words, options, directory)
         except ValueError:
-            shutil.rmtree(directory)
+            if is_new:
+                shutil.rmtree(directory)
             raise
         answer = {"machine": alphabet.scenario.name, "title": alphabet.scenario.title, "policy": entry, "mode": options.mode} | answer
         numbered = enumerate(answer["violations"], start=1)
@@ -74,12 +75,12 @@ def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, 
         speed = c.transitions / max(c.seconds, 1e-9)
         line.show(f"level {c.levels + 1}: {share:4.0%}, {c.states:,} states before it, {speed:,.0f} transitions/s, {found} found")
 
-    result: Result = explore(alphabet, policy, limits, symmetry=options.symmetry, storage=Storage(directory), report=report)
+    storage = Storage(directory)
+    result: Result = explore(alphabet, policy, limits, symmetry=options.symmetry, storage=storage, report=report)
     line.end()
     c, rules = result.coverage, deciding_rules(result.machine, policy, result.samples)
     if c.exhausted:
-        for path in [*(directory / name for name in SCRATCH), *directory.glob("level_*.bin")]:
-            path.unlink(missing_ok=True)
+        storage.clear()
     return {
         "violations": result.findings, "exhausted": c.exhausted, "stopped": c.stopped, "states": c.states, "transitions": c.transitions,
         "tried": c.tried, "violating_transitions": c.violating, "levels": c.levels, "states_per_level": c.per_level, "seconds": round(c.seconds, 3),

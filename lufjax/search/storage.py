@@ -12,6 +12,7 @@ import numpy as np
 
 STEP = np.dtype([("state", np.int64), ("entry", np.int32)])
 """How a state was reached first: from which state, by which entry."""
+KEYS, STEPS, NEXT, CHECKPOINT = "keys.bin", "steps.bin", "next.bin", "checkpoint.json"
 SMALL = 512
 """Rows below which a block is put together with the next."""
 
@@ -54,11 +55,11 @@ class Storage:
     @property
     def keys_path(self) -> Path | None:
         """File for the keys."""
-        return None if self._directory is None else self._directory / "keys.bin"
+        return None if self._directory is None else self._directory / KEYS
 
     def writer(self) -> LevelWriter:
         """A level that is about to be found."""
-        return LevelWriter(None if self._directory is None else self._directory / "next.bin")
+        return LevelWriter(None if self._directory is None else self._directory / NEXT)
 
     def steps(self) -> np.ndarray:
         """How each state but the first was reached."""
@@ -80,22 +81,28 @@ class Storage:
         if self._directory is None:
             return Level(blocks, steps["entry"])
         number = facts["coverage"]["levels"]
-        with open(self._directory / "steps.bin", "r+b" if number > 1 else "wb") as file:
+        with open(self._directory / STEPS, "r+b" if number > 1 else "wb") as file:
             file.seek(STEP.itemsize * (facts["coverage"]["states"] - 1 - len(steps)))
             steps.tofile(file)
-        os.replace(self._directory / "next.bin", self._directory / f"level_{number}.bin")
-        draft = self._directory / "checkpoint.json.draft"
+        os.replace(self._directory / NEXT, self._directory / f"level_{number}.bin")
+        draft = self._directory / f"{CHECKPOINT}.draft"
         draft.write_text(json.dumps(dict(facts)))
-        os.replace(draft, self._directory / "checkpoint.json")
+        os.replace(draft, self._directory / CHECKPOINT)
         (self._directory / f"level_{number - 1}.bin").unlink(missing_ok=True)
         return Level(blocks, steps["entry"])
 
+    def clear(self) -> None:
+        """Remove what a later search would go on from."""
+        if self._directory is not None:
+            for path in [*(self._directory / name for name in (KEYS, STEPS, NEXT, CHECKPOINT)), *self._directory.glob("level_*.bin")]:
+                path.unlink(missing_ok=True)
+
     def load(self, width: int) -> tuple[dict[str, Any], Level] | None:
         """Facts and states of the last finished level, if there is one."""
-        if self._directory is None or not (self._directory / "checkpoint.json").exists():
+        if self._directory is None or not (self._directory / CHECKPOINT).exists():
             return None
-        facts = json.loads((self._directory / "checkpoint.json").read_text())
-        steps = np.fromfile(self._directory / "steps.bin", STEP, facts["coverage"]["states"] - 1)
+        facts = json.loads((self._directory / CHECKPOINT).read_text())
+        steps = np.fromfile(self._directory / STEPS, STEP, facts["coverage"]["states"] - 1)
         self._steps = [steps]
         rows = _rows(self._directory / f"level_{facts['coverage']['levels']}.bin", width)
         return facts, Level([rows], steps["entry"][len(steps) - len(rows) :])

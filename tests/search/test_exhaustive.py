@@ -174,3 +174,15 @@ def test_used_events_are_counted() -> None:
     result = explore(alphabet_of("tiny"), load_policy("linux"), Limits(levels=4))
     assert result.coverage.used.sum() == result.coverage.transitions
     assert np.count_nonzero(result.coverage.used) == len(result.machine.alphabet.rows)
+
+
+def test_wrong_input_removes_no_search_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["explore", "policy=luf_naive", "levels=3", f"outputs={tmp_path}"]
+    assert main(command) == 1
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise ValueError("policy.trim_period=1: too short")
+
+    monkeypatch.setattr("lufjax.search.answer.explore", refuse)
+    assert main(command) == 2
+    assert (next(tmp_path.iterdir()) / "checkpoint.json").exists()
