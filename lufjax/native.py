@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,6 +36,9 @@ from lufjax.trace import EMPTY_TRACE
 I32, I64, BOOL = ir.IntType(32), ir.IntType(64), ir.IntType(1)
 POINTER = I32.as_pointer()
 NUM_PARAMS = len(MachineParams._fields) - 1 + len(FlushPolicy._fields)
+_P, _L = ctypes.c_void_p, ctypes.c_int64
+RUN_LANES = ctypes.CFUNCTYPE(ctypes.c_int32, _P, _P, _P, _L, _P, _L, _L)
+"""``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def lane_arrays(state: MachineState) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 
 def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> ir.Module:
-    """One function a kernel, and ``run_lanes``, which walks lanes from event to event."""
+    """One function a kernel, and ``run_lane``, which takes a machine from event to event."""
     module = ir.Module(name="lufjax")
     numbers = {name: number for number, name in enumerate(arrays)}
     kernels = {}
@@ -93,41 +97,41 @@ def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tupl
         emit_writes(lowering, lowering.run(closed), targets, closed, arrays)
         lowering.builder.ret_void()
         kernels[group] = function
-    _emit_loop(module, program, kernels, numbers)
+    _emit_run_lane(module, program, kernels, numbers)
     return module
 
 
-def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.Function], numbers: dict[str, int]) -> None:
-    """``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``: returns lanes that met an uncompiled phase."""
-    pointers = POINTER.as_pointer()
-    signature = ir.FunctionType(I32, [pointers, I64.as_pointer(), POINTER, I64, POINTER, I64, I64])
-    function = ir.Function(module, signature, name="run_lanes")
-    bases, strides, trace_index, trace_stride, stops, begin, end = function.args
-    entry, head, body, step, dispatch, missing, next_lane, leave = (
-        function.append_basic_block(name) for name in ("entry", "head", "body", "step", "dispatch", "missing", "next", "leave")
-    )
-    b = ir.IRBuilder(entry)
-    own = b.alloca(POINTER, size=I64(len(numbers)))
-    lane_at, bad = b.alloca(I64), b.alloca(I32)
-    b.store(begin, lane_at)
-    b.store(I32(0), bad)
+@contextmanager
+def loop(b: Any, count: Any, first: Any = None) -> Iterator[Any]:
+    """Emit the body of the block for each number from ``first`` (0) to below ``count``, which are I64."""
+    before = b.block
+    head, body, leave = (b.function.append_basic_block(name) for name in ("head", "body", "leave"))
     b.branch(head)
     b.position_at_end(head)
-    lane = b.load(lane_at)
-    b.cbranch(b.icmp_signed("<", lane, end), body, leave)
+    index = b.phi(I64)
+    index.add_incoming(I64(0) if first is None else first, before)
+    b.cbranch(b.icmp_signed("<", index, count), body, leave)
     b.position_at_end(body)
-    _emit_pointers(b, own, bases, strides, lane, [number for name, number in numbers.items() if name != "events"])
-    events = I64(numbers["events"])
-    row = b.mul(b.sext(b.load(b.gep(trace_index, [lane])), I64), trace_stride)
-    b.store(b.gep(b.load(b.gep(bases, [events])), [row]), b.gep(own, [events]))
-    stop = b.load(b.gep(stops, [lane]))
+    yield index
+    index.add_incoming(b.add(index, I64(1)), b.block)
+    b.branch(head)
+    b.position_at_end(leave)
+
+
+def _emit_run_lane(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.Function], numbers: dict[str, int]) -> None:
+    """``int run_lane(own, stop)``: from event to event until the cursor is at ``stop``; returns 1 at a phase that is not compiled in."""
+    function = ir.Function(module, ir.FunctionType(I32, [POINTER.as_pointer(), I32]), name="run_lane")
+    function.linkage = "internal"
+    own, stop = function.args
+    entry, step, dispatch, missing, leave = (function.append_basic_block(name) for name in ("entry", "step", "dispatch", "missing", "leave"))
+    b = ir.IRBuilder(entry)
     flow = b.load(b.gep(own, [I64(numbers["flow"])]))
     b.branch(step)
     b.position_at_end(step)
     phase = b.load(b.gep(flow, [I64(st.BANK_OF["phase"][1])]))
     cursor = b.load(b.gep(flow, [I64(st.BANK_OF["cursor"][1])]))
     between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
-    b.cbranch(b.and_(between, b.icmp_signed(">=", cursor, stop)), next_lane, dispatch)
+    b.cbranch(b.and_(between, b.icmp_signed(">=", cursor, stop)), leave, dispatch)
     b.position_at_end(dispatch)
     switch = b.switch(phase, missing)
     for group in program:
@@ -137,13 +141,25 @@ def _emit_loop(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.
         c.branch(step)
         for code in GROUPS[group]:
             switch.add_case(I32(code), block)
-    b.position_at_end(missing)
-    b.store(b.add(b.load(bad), I32(1)), bad)
-    b.branch(next_lane)
-    b.position_at_end(next_lane)
-    b.store(b.add(b.load(lane_at), I64(1)), lane_at)
-    b.branch(head)
-    b.position_at_end(leave)
+    ir.IRBuilder(missing).ret(I32(1))
+    ir.IRBuilder(leave).ret(I32(0))
+
+
+def _emit_run_lanes(module: ir.Module, numbers: dict[str, int]) -> None:
+    """``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``: returns lanes that met an uncompiled phase."""
+    pointers, run_lane = POINTER.as_pointer(), module.get_global("run_lane")
+    signature = ir.FunctionType(I32, [pointers, I64.as_pointer(), POINTER, I64, POINTER, I64, I64])
+    function = ir.Function(module, signature, name="run_lanes")
+    bases, strides, trace_index, trace_stride, stops, begin, end = function.args
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    own, bad = b.alloca(POINTER, size=I64(len(numbers))), b.alloca(I32)
+    b.store(I32(0), bad)
+    with loop(b, end, begin) as lane:
+        _emit_pointers(b, own, bases, strides, lane, [number for name, number in numbers.items() if name != "events"])
+        events = I64(numbers["events"])
+        row = b.mul(b.sext(b.load(b.gep(trace_index, [lane])), I64), trace_stride)
+        b.store(b.gep(b.load(b.gep(bases, [events])), [row]), b.gep(own, [events]))
+        b.store(b.add(b.load(bad), b.call(run_lane, [own, b.load(b.gep(stops, [lane]))])), bad)
     b.ret(b.load(bad))
 
 
@@ -154,67 +170,17 @@ def _emit_pointers(b: Any, own: Any, bases: Any, strides: Any, lane: Any, number
         b.store(b.gep(b.load(b.gep(bases, [I64(number)])), [offset]), b.gep(own, [I64(number)]))
 
 
-def emit_map(module: ir.Module, kernel: ir.Function, numbers: dict[str, int]) -> None:
-    """``void map_lanes(bases, strides, begin, end)``: the kernel once on every lane."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer(), I64.as_pointer(), I64, I64]), name="map_lanes")
-    bases, strides, begin, end = function.args
-    entry, head, body, leave = (function.append_basic_block(name) for name in ("entry", "head", "body", "leave"))
-    b = ir.IRBuilder(entry)
-    own = b.alloca(POINTER, size=I64(len(numbers)))
-    b.branch(head)
-    b.position_at_end(head)
-    lane = b.phi(I64)
-    lane.add_incoming(begin, entry)
-    b.cbranch(b.icmp_signed("<", lane, end), body, leave)
-    b.position_at_end(body)
-    _emit_pointers(b, own, bases, strides, lane, numbers.values())
-    b.call(kernel, [own])
-    lane.add_incoming(b.add(lane, I64(1)), body)
-    b.branch(head)
-    b.position_at_end(leave)
-    b.ret_void()
-
-
-def compile_map(function: Callable[[MachineState], jax.Array], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> tuple[NativeProgram, int]:
-    """Compile a function of one machine to a row of ``int32``: ``run(bases, strides, begin, end)`` fills the array ``out`` of each lane.
-
-    Args:
-        function: of a machine between two events; its operations are those that :mod:`lufjax.lowering` translates.
-        arrays: shape and dtype of each array of the state, in its order.
-
-    Returns:
-        The program, for the arrays of the state and then ``out``; and the width of a row.
-    """
-
-    def whole(array: str) -> jax.Array:
-        size, dtype = arrays[array]
-        return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
-
-    closed = jax.make_jaxpr(lambda: function(MachineState(*(whole(name) for name in MachineState._fields))))()
-    width = int(closed.out_avals[0].shape[0])
-    numbers = {name: number for number, name in enumerate([*MachineState._fields, "out"])}
-    module = ir.Module(name="lufjax_map")
-    kernel = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer()]), name="kernel")
-    kernel.linkage = "internal"
-    lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), kernel.args[0], numbers)
-    values = lowering.run(closed)[0]
-    for index in range(width):
-        lowering.builder.store(values[index], lowering.address("out", (), (width,), [], [index]))
-    lowering.builder.ret_void()
-    emit_map(module, kernel, numbers)
-    pointer, long = ctypes.c_void_p, ctypes.c_int64
-    return _machine_code(module, "map_lanes", ctypes.CFUNCTYPE(None, pointer, pointer, long, long)), width
-
-
 @lru_cache(maxsize=32)
 def compile_program(shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> NativeProgram:
     """Compile for this machine's CPU."""
     module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
-    pointer, long = ctypes.c_void_p, ctypes.c_int64
-    return _machine_code(module, "run_lanes", ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, pointer, long, pointer, long, long))
+    _emit_run_lanes(module, {name: number for number, (name, _, _) in enumerate(arrays)})
+    engine, run = machine_code(module, run_lanes=RUN_LANES)
+    return NativeProgram(engine, run)
 
 
-def _machine_code(module: ir.Module, name: str, prototype: Any) -> NativeProgram:
+def machine_code(module: ir.Module, **functions: Any) -> list[Any]:
+    """The engine that holds the machine code of a module, and its functions of these names and ``ctypes`` prototypes."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(
@@ -225,7 +191,7 @@ def _machine_code(module: ir.Module, name: str, prototype: Any) -> NativeProgram
     passes.getModulePassManager().run(parsed, passes)
     engine = llvm.create_mcjit_compiler(parsed, target)
     engine.finalize_object()
-    return NativeProgram(engine, prototype(engine.get_function_address(name)))
+    return [engine, *(prototype(engine.get_function_address(name)) for name, prototype in functions.items())]
 
 
 def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:

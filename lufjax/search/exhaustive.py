@@ -105,7 +105,7 @@ class _Search:
         self._limits, self._storage, self._report, self._machine = limits, storage, report, machine
         alphabet = machine.alphabet
         self._num_entries = len(alphabet.rows)
-        self._keys = KeySet(self._machine.key_width, storage.keys_path)
+        self._keys, self._start_key = KeySet(machine.key_width, storage.keys_path), machine.keys(machine.start)
         self._coverage = Coverage(used=np.zeros(self._num_entries, np.int64), pairs=np.zeros((self._num_entries, self._num_entries), np.int64))
         self._findings = Findings(alphabet, self._machine.names)
         self._samples: list[np.ndarray] = []
@@ -124,7 +124,7 @@ class _Search:
         """The last finished level that the storage has, or the start."""
         saved = self._storage.load(self._machine.width)
         if saved is None:
-            self._keys.add(*self._keys.prepare(self._machine.keys(self._machine.start)))
+            self._keys.add(self._start_key)
             return Level([self._machine.start], np.full(1, -1, np.int64))
         facts, level = saved
         self._keys.restore(facts["coverage"]["states"])
@@ -161,24 +161,23 @@ class _Search:
         def run(part: tuple[int, np.ndarray, np.ndarray]) -> _Tried:
             first, rows, last = part
             which, entries = np.repeat(np.arange(len(rows)), n), np.tile(np.arange(n), len(rows))
-            batch = self._machine.after(rows[which], entries)
-            bad = batch.enabled & (batch.violations > 0).any(1)
-            clean = np.flatnonzero(batch.enabled & ~bad)
-            return _Tried(first + which, entries, last[which], batch, bad, clean, self._keys.prepare(batch.keys[clean]))
+            return _Tried(first + which, entries, last[which], self._machine.after(rows, which, entries))
 
         for tried in _in_order(pool, run, level.parts(max(1, BATCH // n))):
             batch, states, entries = tried.batch, first_id + tried.which, tried.entries
+            enabled, bad = batch.enabled, np.flatnonzero(batch.outcomes > 0)
             c.tried += len(states)
-            c.transitions += int(batch.enabled.sum())
-            c.violating += int(tried.bad.sum())
-            c.used += np.bincount(entries[batch.enabled], minlength=n)
-            follows = batch.enabled & (tried.last >= 0)
+            c.transitions += int(enabled.sum())
+            c.violating += len(bad)
+            c.used += np.bincount(entries[enabled], minlength=n)
+            follows = enabled & (tried.last >= 0)
             c.pairs += np.bincount(tried.last[follows] * n + entries[follows], minlength=n * n).reshape(n, n)
-            for kind in Violation:
-                self._findings.consider(kind.name, states[tried.bad], entries[tried.bad], batch.violations[tried.bad, kind] > 0)
-            new = tried.clean[self._keys.add(*tried.prepared)]
+            for kind in Violation if len(bad) else ():
+                self._findings.consider(kind.name, states[bad], entries[bad], batch.violates(kind)[bad])
+            added = self._keys.add(batch.keys)
+            new = batch.kept[added]
             self._findings.follow(states[new], entries[new])
-            found.add(batch.rows[new], states[new], entries[new])
+            found.add(batch.rows[added], states[new], entries[new])
             self._clock()
             if self._report is not None:
                 self._report(c, (tried.which[-1] + 1) / len(level), len(self._findings.found))
@@ -194,9 +193,6 @@ class _Tried(NamedTuple):
     entries: np.ndarray
     last: np.ndarray
     batch: Batch
-    bad: np.ndarray
-    clean: np.ndarray
-    prepared: tuple[np.ndarray, np.ndarray]
 
 
 def _as_facts(coverage: Coverage) -> dict[str, Any]:

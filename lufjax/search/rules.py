@@ -18,15 +18,15 @@ def deciding_rules(machine: Machine, policy: FlushPolicy, samples: np.ndarray) -
     """
     n = len(machine.alphabet.rows)
     which, entries = np.repeat(np.arange(len(samples)), n), np.tile(np.arange(n), len(samples))
-    ours = machine.after(samples[which], entries)
+    ours = machine.after(samples, which, entries)
     found: dict[str, list[str]] = {}
     for rule, words in CHOICES.items():
         others = [number for number in range(len(words)) if number != int(getattr(policy, rule))]
         others = [number for number in others if machine.can_have(policy._replace(**{rule: number}))]
-        theirs = (machine.with_policy(policy._replace(**{rule: number})).after(samples[which], entries) for number in others)
+        theirs = (machine.with_policy(policy._replace(**{rule: number})).after(samples, which, entries) for number in others)
         found[rule] = [words[number] for number, batch in zip(others, theirs, strict=True) if _differs(ours, batch)]
     return found
 
 
 def _differs(ours: Batch, other: Batch) -> bool:
-    return bool((ours.enabled != other.enabled).any() or (ours.violations != other.violations).any() or (ours.keys != other.keys).any())
+    return bool((ours.outcomes != other.outcomes).any() or (ours.keys != other.keys).any())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from lufjax import state as st
 from lufjax.faults import ADVICE
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
+from lufjax.search.compiled import BAD_KEY, BAD_PHASE, DISABLED, SearchProgram, compile_key, compile_search, words_of
 from lufjax.search.keys import LARGEST, SMALLEST, key_of
 from lufjax.search.symmetry import renamed, renamings
 from lufjax.state import MachineState, init_state
 
-DISABLED = list(counters.SCALARS).index("events_disabled")
+EVENTS_DISABLED = list(counters.SCALARS).index("events_disabled")
 WIDE = 12
 """Bits of generations that no search wraps: 2048 of them would have to pass while a frame is free."""
 
@@ -38,17 +40,26 @@ def has_pairs(policy: FlushPolicy) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """States after one entry each. n: how many.
+    """What one entry each did to ``n`` states, and the ``k`` states after those that were enabled and violated nothing.
 
     Attributes:
-        rows: ``int32[n, width]``. enabled: ``bool[n]``. violations: ``int32[n, classes]``, new ones by class.
-        keys: ``uint8[n, key_width]``; only those of enabled states without a new violation mean anything.
+        outcomes: ``int32[n]``, DISABLED, or the classes that were violated as bits. kept: ``int32[k]``, numbers of the ``k`` below ``n``.
+        rows: ``int32[k, width]``. keys: ``uint64[k, words]``.
     """
 
+    outcomes: np.ndarray
+    kept: np.ndarray
     rows: np.ndarray
-    enabled: np.ndarray
-    violations: np.ndarray
     keys: np.ndarray
+
+    @property
+    def enabled(self) -> np.ndarray:
+        """``bool[n]``."""
+        return self.outcomes != DISABLED
+
+    def violates(self, kind: int) -> np.ndarray:
+        """``bool[n]``: whether the class was violated."""
+        return self.enabled & ((self.outcomes >> kind & 1) > 0)
 
 
 class Machine:
@@ -69,31 +80,36 @@ class Machine:
         self.width = int(self._offsets[-1])
         self.start = np.concatenate([np.asarray(leaf).view(np.int32).ravel() for leaf in start])[None]
         self._steps = alphabet.rows_per_entry
-        self._lengths = np.array([len(rows) for rows in alphabet.rows])
+        self._lengths = np.array([len(rows) for rows in alphabet.rows], np.int32)
         padded = [np.concatenate([rows, np.zeros((self._steps - len(rows), 5), np.int32)]) for rows in alphabet.rows]
         self._events = rollout.pack_events(np.stack([np.tile(rows, (depth, 1)) for rows in padded]))
         ops = {int(op) for rows in alphabet.rows for op in np.unique(rows[:, 1])}
-        self._program = native.compile_for(self.shape, rollout.program_for(ops, has_slow=params.fast_frames < params.frames_in_use))
+        self._kernels = rollout.program_for(ops, has_slow=params.fast_frames < params.frames_in_use)
         self.names = renamings(alphabet)[: None if symmetry else 1]
         self._whole_tags, self._pairs = tags_wrap(policy), has_pairs(policy)
         self._rename = symmetry and not self._pairs
-        self._compiled: list[tuple[native.NativeProgram, int]] = []
+        self._compiled: list[tuple[Any, int, int]] = []
         self._fast_frames = params.fast_frames
         self._params = np.array([*params[:-1], *params.policy], np.int32)
 
     @property
-    def _keys(self) -> list[tuple[native.NativeProgram, int]]:
-        """One program for each renaming; compiled when a key is first asked for, for all machines that were made from one."""
+    def _keys(self) -> list[tuple[Any, int, int]]:
+        """One function for each renaming; compiled when a key is first asked for, for all machines that were made from one."""
         if not self._compiled:
             shape, named = self.shape, {"rename": self._rename, "whole_tags": self._whole_tags, "fast_frames": self._fast_frames}
             keys = [lambda s, own=own: key_of(shape, renamed(shape, s, own), **named) for own in self.names]
-            self._compiled.extend(native.compile_map(key, self._arrays) for key in keys)
+            self._compiled.extend(compile_key(key, self._arrays) for key in keys)
         return self._compiled
+
+    @cached_property
+    def _program(self) -> SearchProgram:
+        arrays = tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items())
+        return compile_search(self.shape, self._kernels, arrays, words_of(self.key_width))
 
     @property
     def key_width(self) -> int:
         """Bytes of a key."""
-        return self._keys[0][1]
+        return self._keys[0][2]
 
     def can_have(self, policy: FlushPolicy) -> bool:
         """Whether the states of this machine under other rules have the same keys."""
@@ -118,53 +134,41 @@ class Machine:
         return slice(int(self._offsets[index]), int(self._offsets[index + 1]))
 
     def keys(self, rows: np.ndarray) -> np.ndarray:
-        """``uint8[n, key_width]``: the smallest key of a state in any names.
+        """``uint64[n, words]``: the smallest key of each state in any names.
 
         Raises:
             RuntimeError: a value does not fit a byte.
         """
-        found = self._keys_named(self._keys[0][0], rows)
-        for program, _ in self._keys[1:]:
-            other = self._keys_named(program, rows)
-            differs = other != found
-            first = differs.argmax(1)
-            lanes = np.arange(len(rows))
-            smaller = other[lanes, first] < found[lanes, first]
-            found = np.where(smaller[:, None], other, found)
-        return found
+        return self._after(rows, np.arange(len(rows)), np.zeros(len(rows)), 0).keys
 
-    def _keys_named(self, program: native.NativeProgram, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), self.key_width), np.int32)
-        bases, strides = self._pointers(rows, [(out, self.key_width)])
-        program.run(ctypes.addressof(bases), ctypes.addressof(strides), 0, len(rows))
-        if len(out) and (out.min() < SMALLEST or out.max() > LARGEST):
-            raise RuntimeError(f"a value of a key is outside {SMALLEST} to {LARGEST}")
-        return (out - SMALLEST).astype(np.uint8)
-
-    def after(self, rows: np.ndarray, entries: np.ndarray) -> Batch:
-        """States after ``entries[i]`` from ``rows[i]``; the rows are changed in place.
+    def after(self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray) -> Batch:
+        """What ``entries[i]`` does to ``rows[which[i]]``. May run on any thread.
 
         Raises:
             ValueError: the machine is too small for an event.
+            RuntimeError: a value of a key does not fit a byte.
         """
-        counted, flow = self.column("counters").start + DISABLED, self.column("flow").start
-        kinds = self.column("violations")
-        disabled, violations = rows[:, counted].copy(), rows[:, kinds].copy()
-        stops = rows[:, flow + st.BANK_OF["cursor"][1]] + np.int32(self._steps)
-        self._run(rows, self._events, np.ascontiguousarray(entries, np.int32), stops)
-        enabled = rows[:, counted] - disabled < self._lengths[entries]
-        new = (rows[:, kinds] - violations).reshape(len(rows), -1, 2).sum(2)
-        return Batch(rows, enabled, new, self.keys(rows))
+        return self._after(rows, which, entries, self._steps)
 
-    def _run(self, rows: np.ndarray, events: np.ndarray, which: np.ndarray, stops: np.ndarray) -> None:
-        """Advance rows in place, row ``i`` through ``events[which[i]]``."""
-        bases, strides = self._pointers(rows, [(self._params, 0), (events, 0)])
-        where, stride = (ctypes.addressof(bases), ctypes.addressof(strides)), int(np.prod(events.shape[1:]))
-        if self._program.run(*where, which.ctypes.data, stride, stops.ctypes.data, 0, len(rows)):
+    def _after(self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int) -> Batch:
+        n, words, functions = len(which), words_of(self.key_width), np.array([address for _, address, _ in self._keys], np.uint64)
+        rows, which, entries = np.ascontiguousarray(rows), np.ascontiguousarray(which, np.int32), np.ascontiguousarray(entries, np.int32)
+        out, keys = np.empty((n, self.width), np.int32), np.empty((n, words), np.uint64)
+        kept, outcomes, faults = np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(1, np.int32)
+        given = (*(array.ctypes.data for array in (rows, which, entries)), n, self._params.ctypes.data, self._events.ctypes.data)
+        results = (array.ctypes.data for array in (out, kept, keys, outcomes, faults))
+        stride = int(np.prod(self._events.shape[1:]))
+        count = self._program.successors(*given, stride, self._lengths.ctypes.data, steps, functions.ctypes.data, len(functions), *results)
+        self._refuse(int(faults[0]))
+        return Batch(outcomes, kept[:count], out[:count], keys[:count])
+
+    def _refuse(self, faults: int) -> None:
+        if faults & BAD_PHASE:
             raise RuntimeError("an event met a phase that is not compiled in")
-        fault = rows[:, self.column("flow").start + st.BANK_OF["fault"][1]]
-        if fault.any():
-            advice = "; ".join(text for bit, text in ADVICE.items() if int(np.bitwise_or.reduce(fault)) & bit)
+        if faults & BAD_KEY:
+            raise RuntimeError(f"a value of a key is outside {SMALLEST} to {LARGEST}")
+        if faults:
+            advice = "; ".join(text for bit, text in ADVICE.items() if faults & bit)
             raise ValueError(f"{self.alphabet.scenario.path}: {advice}")
 
     def play(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,16 +185,17 @@ class Machine:
         events = padded[entries].reshape(n, length * self._steps, 4)
         rows = np.repeat(self.start, n, axis=0)
         stops = np.full(n, length * self._steps, np.int32)
-        self._run(rows, events, np.arange(n, dtype=np.int32), stops)
+        first, which = rows.ctypes.data, np.arange(n, dtype=np.int32)
+        bases = [first + 4 * int(offset) for offset in self._offsets[:-1]] + [self._params.ctypes.data, events.ctypes.data]
+        strides = [self.width] * len(MachineState._fields) + [0, 0]
+        where = (ctypes.c_void_p * len(bases))(*bases), (ctypes.c_int64 * len(strides))(*strides)
+        program = native.compile_for(self.shape, self._kernels)
+        bad = program.run(*map(ctypes.addressof, where), which.ctypes.data, 4 * length * self._steps, stops.ctypes.data, 0, n)
+        faults = np.bitwise_or.reduce(rows[:, self.column("flow").start + st.BANK_OF["fault"][1]])
+        self._refuse(int(faults) | (BAD_PHASE if bad else 0))
         kinds, firsts = rows[:, self.column("violations")].reshape(n, -1, 2).sum(2), rows[:, self.column("first")].reshape(n, -1, 4)
         first = np.where(kinds > 0, (firsts[:, :, 0].astype(np.int64) - 1) // self._steps, -1)
-        disabled = rows[:, self.column("counters").start + DISABLED]
+        disabled = rows[:, self.column("counters").start + EVENTS_DISABLED]
         played = np.where(first < 0, length, first + 1).min(1)
         given = np.where(entries >= 0, self._lengths[entries], 0).sum(1) - disabled
         return given * played // length, first
-
-    def _pointers(self, rows: np.ndarray, more: list[tuple[np.ndarray, int]]) -> tuple[Any, Any]:
-        first = rows.ctypes.data
-        bases = [first + 4 * int(offset) for offset in self._offsets[:-1]] + [array.ctypes.data for array, _ in more]
-        strides = [self.width] * len(MachineState._fields) + [stride for _, stride in more]
-        return (ctypes.c_void_p * len(bases))(*bases), (ctypes.c_int64 * len(strides))(*strides)

@@ -18,7 +18,7 @@ from unittest import mock
 import jax.numpy as jnp
 from jax import Array
 
-from lufjax import native, rollout
+from lufjax import rollout
 from lufjax import state as st
 from lufjax.events import Op, Payer
 from lufjax.kernels import cpumask, frames
@@ -26,6 +26,7 @@ from lufjax.phases import alloc, atomic, debt
 from lufjax.phases.draft import Draft
 from lufjax.policy import from_words
 from lufjax.presets import config_dir, policy_words
+from lufjax.search import successors
 from lufjax.search.alphabet import Alphabet, load_alphabet
 from lufjax.search.exhaustive import Limits, Result, explore
 
@@ -161,7 +162,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
     """The kernel of a mutant in place of the whole one."""
     with contextlib.ExitStack() as stack:
         if mutant.kernel is not None:
-            not_kept = mock.patch.object(native, "compile_program", native.compile_program.__wrapped__)
+            not_kept = mock.patch.object(successors, "compile_search", successors.compile_search.__wrapped__)
             for patch in [not_kept, *PATCHES[mutant.kernel]()]:
                 stack.enter_context(patch)
         yield
