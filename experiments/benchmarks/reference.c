@@ -1289,6 +1289,7 @@ static void move_page(struct machine *M, int c, int m, int v, int w, struct gath
         to->accessed = page->accessed;
         to->dirty = page->dirty;
         to->frame = page->frame;
+        to->marker = 0;
         clear_pte(M, page);
         slot[r] = m * M->num_vpns + w;
     }

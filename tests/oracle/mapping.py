@@ -135,6 +135,7 @@ def _move(s: State, n: Counts, c: int, m: int, v: int, w: int, gather: Gather) -
             hold(s, gather, page.frame)
         gather.clear(v)
         to.present, to.writable, to.accessed, to.dirty, to.frame = True, page.writable, page.accessed, page.dirty, page.frame
+        to.marker = False
         rmap = s.frames[page.frame].rmap
         slot = rmap.index((m, v))
         frames.clear_pte(s, m, v)
