@@ -47,6 +47,7 @@ class Op(enum.IntEnum):
     MADVISE_FREE = 22
     EXIT = 23
     MREMAP = 24
+    FORK = 25
     MIGRATE = 26
 
 

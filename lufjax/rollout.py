@@ -29,6 +29,7 @@ from lufjax.phases import (  # fmt: skip
     fetch,
     finish,
     flush,
+    fork,
     half,
     invalidate,
     lazyfree,
@@ -76,6 +77,7 @@ KERNELS: dict[str, Callable[[Draft, Array], None]] = {
     "lazyfree": lazyfree.lazyfree,
     "mark": lazyfree.mark,
     "mremap": move.mremap,
+    "fork": fork.fork,
     "process": process.process,
     "slow": migrate.slow,
     "migrate": migrate.migrate,
@@ -92,8 +94,8 @@ _OF_FILES = {Op.REMOTE_WRITE, Op.TRUNCATE}
 _OF_ALLOCATIONS = {Op.TAKE_OFF, Op.DISCHARGE}
 _HALVES = _OF_FAULTS | _OF_ALLOCATIONS
 
-_GATHERED = {Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.MREMAP}
-_OF_MAPPINGS = {Op.MADVISE_FREE, Op.EXIT, Op.MREMAP}
+_GATHERED = {Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.MREMAP, Op.FORK}
+_OF_MAPPINGS = {Op.MADVISE_FREE, Op.EXIT, Op.MREMAP, Op.FORK}
 """Mapping calls that arrive in ``other``."""
 
 _OPTIONAL = {
@@ -103,7 +105,9 @@ _OPTIONAL = {
     "map": {Op.MMAP},
     "finish": {Op.GATHER_FINISH},
     "schedule": {Op.SWITCH, Op.TICK},
-    "complete": {Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, Op.MREMAP, Op.MIGRATE, *_OF_FILES},
+    "complete": {
+        Op.TICK, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.FREE_FOREIGN, Op.FAULT_FINISH, Op.MADVISE_FREE, Op.MREMAP, Op.FORK, Op.MIGRATE, *_OF_FILES,
+    },
     "other": {
         Op.FILE_WRITE, Op.RECLAIM, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.ALLOC_ATOMIC, Op.MIGRATE, *_HALVES, *_OF_FILES,
         *_OF_MAPPINGS, *MicroOp,
@@ -117,6 +121,7 @@ _OPTIONAL = {
     "lazyfree": {Op.MADVISE_FREE},
     "mark": {Op.MADVISE_FREE},
     "mremap": {Op.MREMAP},
+    "fork": {Op.FORK},
     "process": {Op.EXIT},
     "migrate": {Op.MIGRATE},
     "moved": {Op.MIGRATE},

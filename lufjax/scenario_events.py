@@ -32,7 +32,7 @@ class EventList:
         entries: for each row, the number of its entry in the file, from 1.
         vmas: flags by VMA id.
         page_vma, page_backing: ``int32[num_processes, num_vpns]``; before the first event, the initial mappings.
-        mappers: file page -> the pages (process, vpn) that ever map it.
+        mappers: file page -> the pages (process, vpn) that ever map it. has_fork: anonymous pages may have several mappers too.
     """
 
     def __init__(self, num_processes: int, num_vpns: int, num_file_pages: int, loaded: list[int]) -> None:
@@ -45,6 +45,7 @@ class EventList:
         self.page_vma = np.full((num_processes, num_vpns), -1, np.int32)
         self.page_backing = np.full((num_processes, num_vpns), ANON, np.int32)
         self.mappers: dict[int, set[tuple[int, int]]] = {}
+        self.has_fork = False
 
     def map_pages(self, process: int, pages: Any, fields: Mapping[str, Any]) -> tuple[int, int, int, int]:
         """Give a range a VMA id of its own. Returns first vpn, number of pages, VMA id, first backing."""
@@ -179,6 +180,31 @@ class EventList:
         words = [f"mremap {vpn} to={arg}" if code == op else "gather_finish" for code, vpn, arg, _ in rows.tolist()]
         return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
 
+    def _fork(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        pages, *more = arguments or [""]
+        fields = _fields([word for word in more if word != "open"], ("to",))
+        first, count = self._pages(pages)
+        if "to" not in fields:
+            raise ValueError("to: missing; allowed is to=PROCESS")
+        process, child = self._process(cpu), _number("to", fields["to"], self.num_processes - 1)
+        if child == process:
+            raise ValueError(f"to={child}: allowed is another process")
+        rows, _ = gather_calls(op, first, np.array([count]))
+        self.has_fork = True
+        new: dict[int, int] = {}
+        for row, vpn in zip(rows, range(first, first + count), strict=False):
+            old = int(self.page_vma[process, vpn])
+            if old < 0:
+                raise ValueError(f"pages={vpn}: nothing is mapped there")
+            if old not in new:
+                new[old] = self._new_vma(self.vmas[old])
+            row[2:] = child, new[old]
+            self.page_vma[child, vpn], self.page_backing[child, vpn] = new[old], self.page_backing[process, vpn]
+            if self.page_backing[child, vpn] != ANON:
+                self.mappers.setdefault(int(self.page_backing[child, vpn]), set()).add((child, vpn))
+        words = [f"fork {vpn} to={arg}" if code == op else "gather_finish" for code, vpn, arg, _ in rows.tolist()]
+        return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
+
     def _exit(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if arguments:
             raise ValueError(f"{' '.join(arguments)}: nothing more is allowed")
@@ -280,6 +306,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "madvise_dontneed": (f"madvise_dontneed {_GATHER_USAGE}", EventList._gather),
     "madvise_free": (f"madvise_free {_GATHER_USAGE}", EventList._gather),
     "mremap": ("mremap PAGES to=PAGE [open]", EventList._mremap),
+    "fork": ("fork PAGES to=PROCESS [open]", EventList._fork),
     "exit": ("exit", EventList._exit),
     "gather_finish": ("gather_finish [tables]", EventList._finish),
     "file_write": ("file_write F", EventList._file),

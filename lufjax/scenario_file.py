@@ -152,7 +152,8 @@ def _add_event(events: EventList, number: int, entry: Any, num_cpus: int) -> Non
 
 
 def _shape(machine: dict[str, Any], sizes: dict[str, int], params: dict[str, int], events: EventList) -> MachineShape:
-    need = {**sizes, "num_vmas": len(events.vmas), "rmap_slots": max([1, *map(len, events.mappers.values())])}
+    mappers = sizes["num_processes"] * sizes["num_vpns"] if events.has_fork else max([1, *map(len, events.mappers.values())])
+    need = {**sizes, "num_vmas": len(events.vmas), "rmap_slots": mappers}
     need |= {"gather_slots": min(sizes["num_vpns"], GATHER_SLOTS), "batch_slots": params["reclaim_batch"]}
     need["pcp_slots"] = max(params["pcp_high"] + 1, params["pcp_batch"])
     rounded = {name: max(getattr(SMALLEST, name), 1 << (value - 1).bit_length()) for name, value in need.items()}

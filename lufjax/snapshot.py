@@ -17,7 +17,7 @@ def snapshot(shape: MachineShape, s: st.MachineState) -> dict[str, Any]:
         Lists indexed by cpu, process, vpn, frame or backing; CPU sets as integers; lists of frames in order (``free``, ``slow`` and ``pcp`` from the
         head, ``lru`` and ``lru_slow`` from the oldest). ``pages``: present, writable, accessed, dirty, marker, frame, vma, backing, promise
         mapped, writable, backing, epoch, changed. ``frames``: state, handed, content backing and version, rmap slots, refs, owed, tag, owner, since,
-        tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent, shared.
+        tag_clock. ``backings``: truth, stored, on_store, home, harvested, parent, origin, shared, sharers.
     """
     cpu, mm, scalars = s.cpu, s.mm, {name: int(st.scalar(s, name)) for name in st.BANK_OF}
     masks = dict(zip(st.MASKS, s.masks, strict=True))
@@ -119,8 +119,9 @@ def _frames(s: st.MachineState) -> list[list[Any]]:
 
 
 def _backings(shape: MachineShape, s: st.MachineState) -> list[list[int]]:
-    parents, shared = [-1] * shape.num_file_pages + s.parent.tolist(), [0] * shape.num_file_pages + s.shared.tolist()
+    of_anon = np.stack([s.parent, s.origin, s.shared, s.sharers], 1).tolist()
+    of_files = [[-1, -1, 0, 0]] * shape.num_file_pages
     return [
-        [row[st.TRUTH], row[st.STORED], row[st.HOME] & 1, row[st.HOME] >> 2, (row[st.HOME] >> 1) & 1, parent, users]
-        for row, parent, users in zip(s.backing.tolist(), parents, shared, strict=True)
+        [row[st.TRUTH], row[st.STORED], row[st.HOME] & 1, row[st.HOME] >> 2, (row[st.HOME] >> 1) & 1, *more]
+        for row, more in zip(s.backing.tolist(), of_files + of_anon, strict=True)
     ]

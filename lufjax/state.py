@@ -69,7 +69,9 @@ class MachineState(NamedTuple):
     link: Any  # [F + 2, 2]; rows F and F + 1 are the ends of the inactive lists, fast and slow: next = oldest, prev = newest
     backing: Any  # [B, 3]
     parent: Any  # [NA]
+    origin: Any  # [NA] the file page that an anonymous backing was copied from, itself or by way of other copies
     shared: Any  # [NA] pages that refer to an anonymous backing, beside the first
+    sharers: Any  # [NA] those that have it, beside the first
     anon_pool: Any  # [NA]
     free_ring: Any  # [power of two >= F]
     slow_ring: Any  # [power of two >= F]
@@ -203,7 +205,7 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         gather=full((c, 6)), held=full((c, shape.gather_slots)),
         pte=full((p * v,)), page=page.reshape(p * v, 5), vma=vma, vma_flag=full((shape.num_vmas,)), frame=frame,
         owed=np.zeros((f, w), np.uint32), rmap=full((f, shape.rmap_slots), -1), link=link, backing=backing, parent=full((na,), -1),
-        shared=full((na,)),
+        origin=full((na,), -1), shared=full((na,)), sharers=full((na,)),
         anon_pool=np.arange(shape.num_file_pages + na - 1, shape.num_file_pages - 1, -1, dtype=np.int32), free_ring=free_ring,
         slow_ring=free_ring.copy(),
         pcp_ring=full((c, ring_size(shape.pcp_slots))), pcp=full((c, 2)), taken=full((c, 5), -1),

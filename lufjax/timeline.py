@@ -25,7 +25,7 @@ _PAGE_STEPS = (
 )  # fmt: skip
 _OF_CURRENT = (
     Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE,
-    Op.MREMAP, Op.EXIT, Op.FAULT_INSTALL, Op.FAULT_FINISH,
+    Op.MREMAP, Op.FORK, Op.EXIT, Op.FAULT_INSTALL, Op.FAULT_FINISH,
 )  # fmt: skip
 """Events of a page of the process that the CPU has loaded."""
 

@@ -33,7 +33,7 @@ typedef uint64_t cpuset;
 enum { MAGIC = 0x4652554C, FORMAT = 1, MAX_CPUS = 64, NONE = -1, NUM_BUCKETS = 16, NUM_CLASSES = 6, LRU = 0 };
 enum { NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, GATHER_FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
        SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE, MADVISE_FREE,
-       EXIT, MREMAP, MIGRATE = 26, NUM_OPS };
+       EXIT, MREMAP, FORK, MIGRATE, NUM_OPS };
 enum { VMA_READ = 1, VMA_WRITE = 2, VMA_MAYWRITE = 4, VMA_SHARED = 8, VMA_ANON = 16 };
 enum { FIRST_PAGE = 65536 };
 enum payer { PAY_RECLAIM, PAY_MAPPING, PAY_FAULT, PAY_ALLOC };
@@ -111,7 +111,7 @@ struct frame {
     int32_t state;
     bool on_free;       /* on the global list */
 };
-struct backing { int32_t truth, stored, home, parent, shared; uint8_t on_store, harvested; };
+struct backing { int32_t truth, stored, home, parent, origin, shared, sharers; uint8_t on_store, harvested; };
 struct file_page { cpuset owed; int32_t clock; };
 struct quarantined { int32_t frame, kind, stamp, process; };
 struct sample { int64_t scalar[NUM_SCALARS], histogram[NUM_HISTOGRAMS][NUM_BUCKETS], received[MAX_CPUS], violations[NUM_CLASSES][2]; };
@@ -507,6 +507,7 @@ static int fresh_id(struct machine *M, int parent) {
     backing->on_store = 0;
     backing->harvested = 0;
     backing->parent = parent;
+    backing->origin = parent != NONE && is_anon(M, parent) ? M->backing[parent].origin : parent;
     clear_home(M, b);
     return b;
 }
@@ -518,6 +519,13 @@ static void release_id(struct machine *M, int b) {
     }
     M->anon_pool[M->num_pool++] = b;
     clear_home(M, b);
+}
+
+static bool has_sharers(const struct machine *M, int b) { return is_anon(M, b) && M->backing[b].sharers > 0; }
+
+/* Does a store to the page have to copy it, because others have its anonymous content too? */
+static bool is_copy_on_write(const struct machine *M, const struct page *page) {
+    return page->vma != NONE && !(M->vma[page->vma] & VMA_SHARED) && has_sharers(M, page->backing);
 }
 
 static void rmap_add(struct machine *M, int f, int32_t key) {
@@ -960,6 +968,11 @@ static void fault_hook(struct machine *M, int c, const struct page *page, int wh
     if (M->lane->write_fault_flush == when && may_be_written(M, page)) forced_flush(M, c, M->cpu[c].loaded, shared_file(M, page), PAY_FAULT);
 }
 
+/* The program may store to the page from now on, if it could not since a fork. */
+static void grant(struct page *page) {
+    if (page->promise_mapped && page->promise_backing == page->backing) page->promise_writable = 1;
+}
+
 static void install(struct machine *M, int c, int m, int v, int f, bool is_store) {
     struct page *page = &M->page[m * M->num_vpns + v];
     if (page->marker && is_store && M->lane->marker_fault) flush_mm(M, c, m, ALL, false, PAY_FAULT);
@@ -969,6 +982,7 @@ static void install(struct machine *M, int c, int m, int v, int f, bool is_store
     page->marker = 0;
     page->frame = f;
     rmap_add(M, f, m * M->num_vpns + v);
+    if (is_store) grant(page);
 }
 
 /* Does frame f wait in the batch for a flush that is not deferred? */
@@ -984,13 +998,17 @@ static bool copy_on_write(struct machine *M, int c, int m, int v) {
     if (f == NONE) return false;
     int copy = fresh_id(M, b);
     if (copy == NONE) return false;
-    if (M->backing[b].home == NONE) COUNT(pgmajfault)++;
+    if (M->backing[b].home == NONE && M->backing[b].on_store) COUNT(pgmajfault)++;
     bool owes_flush = page->present || awaits_flush(M, M->backing[b].home);
     if (page->present) clear_pte(M, page);
     if (owes_flush && M->lane->cow_flush) flush_mm(M, c, m, one_page(v), false, PAY_FAULT);
     page->backing = copy;
     if (page->promise_mapped && page->promise_backing == b) page->promise_backing = copy;
     move_in(M, f, copy, M->backing[copy].truth);
+    if (is_anon(M, b)) {
+        M->backing[b].sharers--;
+        release_id(M, b);
+    }
     install(M, c, m, v, f, true);
     return true;
 }
@@ -1009,11 +1027,12 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
         COUNT(sigbus)++;
         return false;
     }
-    bool is_own = (flags & VMA_SHARED) || is_anon(M, b);
+    bool is_own = (flags & VMA_SHARED) || (is_anon(M, b) && !is_copy_on_write(M, page));
     if (is_store && page->present && M->lane->write_fault_flush == FAULT_WP) forced_flush(M, c, m, shared_file(M, page), PAY_FAULT);
     if (page->present && is_own) {
         fault_hook(M, c, page, FAULT_BEFORE);
         page->writable = page->dirty = page->accessed = 1;
+        grant(page);
         return true;
     }
     if (is_store && !is_own) return copy_on_write(M, c, m, v);
@@ -1207,7 +1226,10 @@ static void zap(struct machine *M, int m, int v, struct gather *gather) {
         clear_pte(M, page);
         note_cleared(gather, v);
     }
-    if (is_anon(M, b) && f != NONE) {
+    if (has_sharers(M, b)) {
+        M->backing[b].sharers--;
+        if (was_present) hold(M, gather, f);
+    } else if (is_anon(M, b) && f != NONE) {
         clear_home(M, b);
         if (M->frame[f].state == USED) {
             lru_remove(M, f);
@@ -1226,7 +1248,7 @@ static void advance_promise(struct machine *M, struct page *page, bool may_relea
         (!is_mapped || page->promise_backing != page->backing))
         release_id(M, page->promise_backing);
     page->promise_mapped = is_mapped;
-    page->promise_writable = is_mapped && (M->vma[page->vma] & VMA_WRITE);
+    page->promise_writable = is_mapped && (M->vma[page->vma] & VMA_WRITE) && !is_copy_on_write(M, page);
     page->promise_backing = is_mapped ? page->backing : NONE;
 }
 
@@ -1235,8 +1257,8 @@ static void unmap_dontneed(struct machine *M, int m, int v, struct gather *gathe
     int b = page->backing;
     zap(M, m, v, gather);
     if (!is_anon(M, b)) return;
-    int parent = M->backing[b].parent;
-    page->backing = parent != NONE && !is_anon(M, parent) ? parent : fresh_id(M, b);
+    int origin = M->backing[b].origin;
+    page->backing = origin != NONE ? origin : fresh_id(M, b);
     if (!page->promise_mapped || page->promise_backing != b) release_id(M, b);
 }
 
@@ -1245,7 +1267,8 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
     int32_t flags = M->vma[vma];
     M->vma_flag[vma] |= M->vma_flag[page->vma];
     page->vma = (int16_t)vma;
-    if (flags & VMA_WRITE) page->promise_writable = 1;
+    bool is_copied = is_copy_on_write(M, page);
+    if ((flags & VMA_WRITE) && !is_copied) page->promise_writable = 1;
     if (!page->present) return;
     if (!(flags & VMA_READ)) {
         hold(M, gather, page->frame);
@@ -1253,7 +1276,7 @@ static void change_protection(struct machine *M, int m, int v, int vma, struct g
     } else if (!(flags & VMA_WRITE) && page->writable) {
         page->writable = 0;
         page->changed = M->now;
-    } else if ((flags & VMA_WRITE) && !page->writable && page->dirty && ((flags & VMA_SHARED) || is_anon(M, page->backing))) {
+    } else if ((flags & VMA_WRITE) && !page->writable && page->dirty && !is_copied && ((flags & VMA_SHARED) || is_anon(M, page->backing))) {
         page->writable = 1;
     } else {
         return;
@@ -1302,8 +1325,37 @@ static void move_page(struct machine *M, int c, int m, int v, int w, struct gath
     if (is_anon(M, to->backing)) M->backing[to->backing].shared++;
 }
 
+/* FORK: page v of a child becomes a copy, and anonymous content is shared until one of them stores to it. */
+static void copy_page(struct machine *M, int c, int m, int v, int child, int vma, struct gather *gather) {
+    int key = child * M->num_vpns + v;
+    struct page *page = &M->page[m * M->num_vpns + v], *copy = &M->page[key];
+    int b = page->backing;
+    settle_marker(M, c, child, v);
+    M->vma_flag[vma] |= M->vma_flag[page->vma];
+    copy->vma = (int16_t)vma;
+    copy->backing = b;
+    if (is_anon(M, b)) {
+        M->backing[b].shared++;
+        M->backing[b].sharers++;
+    }
+    advance_promise(M, copy, false);
+    copy->epoch = M->now;
+    if (!page->present || !is_anon(M, b) || (M->vma[page->vma] & VMA_SHARED)) return;
+    copy->present = 1;
+    copy->writable = copy->accessed = copy->marker = 0;
+    copy->dirty = page->dirty;
+    copy->frame = page->frame;
+    rmap_add(M, page->frame, key);
+    if (page->writable) {
+        page->writable = 0;
+        page->changed = M->now;
+        note_cleared(gather, v);
+    }
+}
+
 /* MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call. */
 static void let_go(struct machine *M, struct page *page, int v, struct gather *gather) {
+    if (has_sharers(M, page->backing)) return;
     if (!page->present) {
         if (M->backing[page->backing].home == NONE) make_lazyfree(M, page->backing);
         return;
@@ -1333,7 +1385,14 @@ static bool runs_elsewhere(const struct machine *M, int c, int m) {
     return false;
 }
 
-static bool page_event(struct machine *M, int c, int op, int v, int arg) {
+/* Can page v of process m be copied to a child? */
+static bool may_fork(const struct machine *M, int m, int v, int child) {
+    const struct page *page = &M->page[m * M->num_vpns + v], *copy = &M->page[child * M->num_vpns + v];
+    if (child == m || M->process[child].gathers) return false;
+    return page->vma == NONE || (copy->vma == NONE && !copy->promise_mapped);
+}
+
+static bool page_event(struct machine *M, int c, int op, int v, int arg, int32_t repeat) {
     struct gather *gather = &M->cpu[c].gather;
     if (!may_map(M, c, !is_shared_kind(op)) || (gather->kind && gather->kind != op)) return false;
     int m = M->cpu[c].loaded;
@@ -1341,6 +1400,7 @@ static bool page_event(struct machine *M, int c, int op, int v, int arg) {
     const struct page *to = &M->page[m * M->num_vpns + (op == MREMAP ? arg : v)];
     if (op == EXIT && runs_elsewhere(M, c, m)) return false;
     if (op == MREMAP && page->vma != NONE && (to->vma != NONE || to->promise_mapped)) return false;
+    if (op == FORK && !may_fork(M, m, v, arg)) return false;
     bool is_new = !gather->kind;
     if (is_new) {
         gather->kind = op;
@@ -1354,7 +1414,7 @@ static bool page_event(struct machine *M, int c, int op, int v, int arg) {
         return true;
     }
     if (page->vma == NONE || (op == MADVISE_FREE && !(M->vma[page->vma] & VMA_ANON))) return true;
-    debt_rule(M, c, m, v, gather);
+    if (op != FORK) debt_rule(M, c, m, v, gather);
     struct page before = *page;
     if (op == MUNMAP || op == EXIT) {
         zap(M, m, v, gather);
@@ -1362,6 +1422,8 @@ static bool page_event(struct machine *M, int c, int op, int v, int arg) {
         page->backing = NONE;
     } else if (op == MREMAP) {
         move_page(M, c, m, v, arg, gather);
+    } else if (op == FORK) {
+        copy_page(M, c, m, v, arg, repeat, gather);
     } else if (op == MADVISE_FREE) {
         let_go(M, page, v, gather);
     } else if (op == DONTNEED) {
@@ -1438,7 +1500,7 @@ static void finish_flush(struct machine *M, int c, int m, struct gather *gather,
     bool always = M->lane->munmap_debt_rule == DEBT_ALWAYS;
     int rule = M->lane->gather_flush;
     if (!gather->cleared && !arg && !nested && !always) return;
-    struct range range = nested || always || !gather->cleared || gather->kind == EXIT ? ALL : (struct range){ gather->cs, gather->ce, false };
+    struct range range = nested || always || !gather->cleared || gather->kind == EXIT || gather->kind == FORK ? ALL : (struct range){ gather->cs, gather->ce, false };
     if (rule == GATHER_NONE || (rule == GATHER_PAGE && !arg && !always)) return;
     if (may_defer && rule == GATHER_OWNER && !arg) {
         if (gather->cleared) owe_gather(M, m, gather);
@@ -1458,8 +1520,8 @@ static bool gather_finish(struct machine *M, int c, bool arg) {
     int m = M->cpu[c].loaded;
     struct process *mm = &M->process[m];
     int kind = gather->kind;
-    bool is_protect = kind == MPROTECT;
-    finish_flush(M, c, m, gather, arg, mm->gathers > 1, kind == MUNMAP || kind == DONTNEED);
+    bool is_protect = kind == MPROTECT || kind == FORK;
+    finish_flush(M, c, m, gather, arg || kind == FORK, mm->gathers > 1, kind == MUNMAP || kind == DONTNEED);
     free_held(M, c, gather);
     for (int v = gather->vs; kind != MADVISE_FREE && v < gather->ve; v++) {
         struct page *page = &M->page[m * M->num_vpns + v];
@@ -1563,7 +1625,7 @@ static bool replace_page(struct machine *M, int c, int b, bool truncates) {
         for (int v = 0; v < M->num_vpns; v++) {
             const struct page *page = &M->page[m * M->num_vpns + v];
             if (page->vma == NONE) continue;
-            bool is_copy = is_anon(M, page->backing) && M->backing[page->backing].parent == b;
+            bool is_copy = is_anon(M, page->backing) && M->backing[page->backing].origin == b;
             if (page->backing == b || (truncates && is_copy)) withdraw(M, c, m, v, b);
         }
     if (backing->home != NONE) {
@@ -1732,7 +1794,8 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case DONTNEED:
     case MADVISE_FREE:
     case MREMAP:
-    case EXIT: return page_event(M, c, op, v, arg);
+    case FORK:
+    case EXIT: return page_event(M, c, op, v, arg, repeat);
     case GATHER_FINISH: return gather_finish(M, c, arg != 0);
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
@@ -1829,7 +1892,7 @@ static void reset_pages(struct machine *M, const struct trace *trace) {
     const struct shape *S = M->shape;
     for (int b = 0; b < S->num_file_pages + S->num_anon; b++) {
         int is_file = b < S->num_file_pages;
-        M->backing[b] = (struct backing){ .truth = is_file, .stored = is_file, .home = NONE, .parent = NONE, .on_store = (uint8_t)is_file };
+        M->backing[b] = (struct backing){ .truth = is_file, .stored = is_file, .home = NONE, .parent = NONE, .origin = NONE, .on_store = (uint8_t)is_file };
     }
     for (int k = 0; k < S->num_anon; k++) M->anon_pool[k] = S->num_file_pages + S->num_anon - 1 - k;
     M->num_pool = S->num_anon;
@@ -1989,9 +2052,9 @@ static void put_memory(FILE *out, const struct machine *M) {
         fprintf(out, ",%d,%llu,%d,%d,%d,%d]", g->refs, (unsigned long long)g->owed, g->tag, g->owner, g->since, g->tag_clock);
     }
     fputs("],", out);
-    PUT_EACH("backings", S->num_file_pages + S->num_anon, "[%d,%d,%d,%d,%d,%d,%d]", M->backing[k].truth, M->backing[k].stored,
+    PUT_EACH("backings", S->num_file_pages + S->num_anon, "[%d,%d,%d,%d,%d,%d,%d,%d,%d]", M->backing[k].truth, M->backing[k].stored,
              M->backing[k].on_store, M->backing[k].home, M->backing[k].harvested, M->backing[k].parent,
-             M->backing[k].shared);
+             M->backing[k].origin, M->backing[k].shared, M->backing[k].sharers);
 }
 
 static void put_machine(FILE *out, const struct machine *M) {
@@ -2112,6 +2175,7 @@ static bool is_well_formed(const struct shape *S, const int32_t *row) {
     case MMAP: return has_page && is_within(arg, NONE, S->num_file_pages) && row[4] >= 0 && vma < S->num_vmas;
     case MPROTECT: return has_page && is_within(arg, 0, S->num_vmas);
     case MREMAP: return has_page && is_within(arg, 0, S->num_vpns);
+    case FORK: return has_page && is_within(arg, 0, S->num_processes) && is_within(row[4], 0, S->num_vmas);
     case FILE_WRITE:
     case REMOTE_WRITE:
     case TRUNCATE: return is_within(arg, 0, S->num_file_pages);

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
+from lufjax.events import VmaFlag
 
 if TYPE_CHECKING:
     from lufjax.phases.draft import Draft
@@ -151,7 +152,9 @@ def take_anon(m: Draft, parent: Array, enabled: Array, *, home: Array | int = -4
     backing = m.get("anon_pool", m.r.anon_top)
     truth = m.get("backing", backing, st.TRUTH) + 1
     m.put("backing", backing, jnp.stack([truth, truth, jnp.broadcast_to(jnp.asarray(home, jnp.int32), truth.shape)]), enabled)
-    m.put("parent", backing - m.shape.num_file_pages, parent, enabled)
+    files, index = m.shape.num_file_pages, backing - m.shape.num_file_pages
+    m.put("parent", index, parent, enabled)
+    m.put("origin", index, jnp.where(parent >= files, m.get("origin", parent - files), parent), enabled)
     return backing, truth
 
 
@@ -162,6 +165,17 @@ def release_anon(m: Draft, backing: Array, enabled: Array) -> None:
     m.add("shared", index, -1, enabled & is_shared)
     m.put("anon_pool", m.r.anon_top, backing, enabled & ~is_shared)
     m.bump("anon_top", enabled & ~is_shared)
+
+
+def has_sharers(m: Draft, backing: Array) -> Array:
+    """Whether ``backing`` is anonymous and more than one page has it."""
+    index = backing - m.shape.num_file_pages
+    return (index >= 0) & (m.get("sharers", index) > 0)
+
+
+def is_copy_on_write(m: Draft, flags: Array, backing: Array) -> Array:
+    """Whether a page with these VMA flags may not be written in place, because others have its anonymous ``backing`` too."""
+    return has_sharers(m, backing) & ((flags & VmaFlag.SHARED) == 0)
 
 
 def home_of(m: Draft, backing: Array) -> Array:

@@ -102,6 +102,9 @@ class Phase(enum.IntEnum):
     MIGRATE_FREE = 92
     TAKE_SLOW = 93  # alloc_migrate_folio: a frame of the slow tier, without reclaim
     SLOW_TAKEN = 94
+    FORK = 95  # copy_present_pte, of one page
+    FORK_SETTLE = 96
+    FORK_COPY = 97
 
 
 GROUPS: dict[str, tuple[Phase, ...]] = {
@@ -139,6 +142,7 @@ GROUPS: dict[str, tuple[Phase, ...]] = {
     "lazyfree": (Phase.LAZYFREE,),
     "mark": (Phase.LAZYFREE_MARK,),
     "mremap": (Phase.MREMAP, Phase.MREMAP_SETTLE, Phase.MREMAP_MOVE),
+    "fork": (Phase.FORK, Phase.FORK_SETTLE, Phase.FORK_COPY),
     "process": (Phase.EXIT, Phase.LEAVE),
     "slow": (Phase.SPILL, Phase.FREE_SLOW),
     "migrate": (Phase.MIGRATE,),

@@ -40,8 +40,8 @@ def fault(m: Draft, enabled: Array) -> None:
 
     ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
     is_shared = (flags & VmaFlag.SHARED) != 0
-    upgrade = is_present & (is_shared | is_anon)
-    cow = ~upgrade & is_store & ~is_shared & ~is_anon
+    copies = ~is_shared & (~is_anon | frames.is_copy_on_write(m, flags, backing))
+    upgrade, cow = is_present & ~copies, is_store & copies
     resident = home >> 2
     m.put_regs(ready, alloc_frame=jnp.where(upgrade, pte >> st.PTE_SHIFT, resident), alloc_foreign=0)
     may_write = (flags & (VmaFlag.WRITE | VmaFlag.MAYWRITE)) != 0
@@ -63,8 +63,9 @@ def cow(m: Draft, enabled: Array) -> None:
     m.complete(enabled & (frame < 0))
     todo = enabled & (frame >= 0)
     begin = todo & (m.r.phase == Phase.COW)
-    home = frames.home_of(m, backing)
-    m.count("pgmajfault", begin & (home < 0))
+    packed, is_anon = m.get("backing", backing, st.HOME), backing >= m.shape.num_file_pages
+    home = packed >> 2
+    m.count("pgmajfault", begin & (home < 0) & ((packed & 1) != 0))
     slots = jnp.arange(m.shape.batch_slots)
     is_queued = (home >= 0) & ((m.get("batch") == home * 2) & (slots < m.r.batch_count)).any()
     unmap = begin & ((pte & st.PTE_PRESENT) != 0)
@@ -81,6 +82,8 @@ def cow(m: Draft, enabled: Array) -> None:
     follows = (promise >> 2 == backing) & ((promise & 1) != 0)
     new_promise = jnp.where(follows, fresh * 4 + (promise & 3), promise)
     m.put("page", (m.pid, slice(st.BACKING, st.PROMISE + 1)), jnp.stack([fresh, new_promise]), copied)
+    for references in ("shared", "sharers"):
+        m.add(references, backing - m.shape.num_file_pages, -1, copied & is_anon)
     hold(m, frame, fresh, version, copied)
     frames.lru_append(m, frame, copied)
     m.goto(Phase.INSTALL_COPY, copied)
@@ -94,7 +97,8 @@ def install(m: Draft, enabled: Array) -> None:
     row = m.get("frame", frame)
     keeps = keep(m, frame, row, enabled & (code == Phase.INSTALL_RESIDENT), Phase.INSTALL_RESIDENT)
     todo = enabled & (frame >= 0) & ~keeps
-    backing = m.get("page", m.pid, st.BACKING)
+    page = m.get("page", m.pid)
+    backing, promise = page[st.BACKING], page[st.PROMISE]
     reads = todo & (code == Phase.INSTALL_READ)
     _arrive(m, frame, row, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
 
@@ -110,6 +114,8 @@ def install(m: Draft, enabled: Array) -> None:
     m.fault(Fault.RMAP_FULL, full)
     write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
     m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, sets)
+    is_promised = ((promise & 1) != 0) & (promise >> 2 == backing)
+    m.put("page", (m.pid, st.PROMISE), promise | 2, sets & is_store & is_promised)
     m.goto(Phase.HALF_INSTALLED, sets & is_half)
     after = sets & ~is_half & (m.r.fault_hook == AFTER)
     m.goto(Phase.INSTALL_AFTER, after)

@@ -61,7 +61,7 @@ def finish(m: Draft, enabled: Array) -> None:
 def _flush(m: Draft, enabled: Array, kind: Array, gather: Array, mask: Array) -> Array:
     """Decide the flush and what becomes of the held frames. Returns whether a flush was requested."""
     rules, row = m.rules, m.get("mm", m.m)
-    cleared, tables = gather[st.CLEARED] == 1, m.arg == 1
+    cleared, tables = gather[st.CLEARED] == 1, (m.arg == 1) | (kind == Op.FORK)
     always = rules.munmap_debt_rule == RULE_ALWAYS
     nested = row[st.GATHERS] > 1
     need = enabled & (cleared | tables | always | nested)
@@ -77,7 +77,7 @@ def _flush(m: Draft, enabled: Array, kind: Array, gather: Array, mask: Array) ->
         | ((flush == GATHER_OWNER) & (tables | ~may_wait))
         | ((flush == GATHER_TICKS) & ~by_ticks)
     )
-    whole = nested | always | ~cleared | (kind == Op.EXIT)
+    whole = nested | always | ~cleared | (kind == Op.EXIT) | (kind == Op.FORK)
     m.put_regs(enabled, loop=0, fin_mode=jnp.where(by_owner, BY_OWNER, jnp.where(by_ticks, BY_TICKS, AT_ONCE)))
     m.flush_mm(
         at_once | by_ticks, Phase.FINISH_HELD, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=jnp.where(whole, 0, gather[st.CS]),
@@ -118,10 +118,11 @@ def _promise(m: Draft, vpn: Array, kind: Array, gather: Array, enabled: Array) -
     page = m.get("page", pid)
     is_mapped = page[st.VMA] >= 0
     old, was_mapped = page[st.PROMISE] >> 2, (page[st.PROMISE] & 1) != 0
-    unmaps = enabled & (kind != Op.MPROTECT)
+    unmaps = enabled & (kind != Op.MPROTECT) & (kind != Op.FORK)
     releases = unmaps & was_mapped & (old >= m.shape.num_file_pages) & (~is_mapped | (old != page[st.BACKING]))
     frames.release_anon(m, old, releases)
-    writable = (m.get("vma", jnp.maximum(page[st.VMA], 0)) & VmaFlag.WRITE) != 0
+    flags = m.get("vma", jnp.maximum(page[st.VMA], 0))
+    writable = ((flags & VmaFlag.WRITE) != 0) & ~frames.is_copy_on_write(m, flags, page[st.BACKING])
     promise = jnp.where(is_mapped, page[st.BACKING] * 4 + writable.astype(jnp.int32) * 2 + 1, 0)
     epoch = jnp.where(unmaps, m.now, page[st.EPOCH])
     m.put("page", (pid, slice(st.PROMISE, st.EPOCH + 1)), jnp.stack([promise, epoch]), enabled)

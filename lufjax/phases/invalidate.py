@@ -39,7 +39,7 @@ def invalidate(m: Draft, enabled: Array) -> None:
     pids = m.r.loop + jnp.arange(SCAN)
     pages = m.get("page", pids)
     backing = pages[:, st.BACKING]
-    is_copy = (backing >= m.shape.num_file_pages) & (m.get("parent", backing - m.shape.num_file_pages) == m.arg)
+    is_copy = (backing >= m.shape.num_file_pages) & (m.get("origin", backing - m.shape.num_file_pages) == m.arg)
     maps = (pids < end) & (pages[:, st.VMA] >= 0) & ((backing == m.arg) | (truncates & is_copy))
     found = scans & maps.any()
     m.put_regs(scans, loop=m.r.loop + jnp.where(found, jnp.argmax(maps).astype(jnp.int32), SCAN))
@@ -98,14 +98,16 @@ def _zap(m: Draft, pid: Array, enabled: Array) -> Array:
 
     packed = m.get("backing", old, st.HOME)
     home = packed >> 2
-    takes = enabled & is_copy & (home >= 0) & (m.get("frame", home, st.STATE) == st.USED_STATE)
+    others = frames.has_sharers(m, old)
+    takes = enabled & is_copy & ~others & (home >= 0) & (m.get("frame", home, st.STATE) == st.USED_STATE)
     frames.lru_take(m, jnp.maximum(home, 0), takes, rotates=jnp.bool_(False))
     m.put("frame", (home, st.STATE), st.HELD, takes)
-    held = jnp.where(takes, home, jnp.where(was_present & ~is_copy, frame, -1))
+    held = jnp.where(takes, home, jnp.where(was_present & (~is_copy | others), frame, -1))
     m.add("frame", (held, st.REFS), 1, enabled & (held >= 0))
     m.put_regs(enabled, zap_held=held, zap_cleared=was_present | marked)
 
-    m.put("backing", (old, st.HOME), (packed & 3) - 4, enabled & is_copy)
+    m.put("backing", (old, st.HOME), (packed & 3) - 4, enabled & is_copy & ~others)
+    m.add("sharers", old - m.shape.num_file_pages, -1, enabled & others)
     frames.release_anon(m, old, enabled & is_copy)
     is_promised = is_copy & ((promise & 1) != 0) & (promise >> 2 == old)
     m.put("page", (pid, slice(st.BACKING, st.CHANGED + 1)), jnp.stack([

@@ -7,6 +7,7 @@ from jax import Array
 
 from lufjax import state as st
 from lufjax.events import Payer
+from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.alloc import owes, put_then
 from lufjax.phases.draft import Draft
@@ -16,17 +17,18 @@ from lufjax.phases.mapping import GATHER_PAGE, collect, is_held, visit_marker
 def lazyfree(m: Draft, enabled: Array) -> None:
     """madvise_free_pte_range: the page looks old and clean until something is stored."""
     pte, page, gather = m.get("pte", m.pid), m.get("page", m.pid), m.get("gather", m.c)
+    own = enabled & ~frames.has_sharers(m, page[st.BACKING])
     present, dirty = (pte & st.PTE_PRESENT) != 0, (pte & st.PTE_DIRTY) != 0
-    changed = enabled & present & ((pte & (st.PTE_ACCESSED | st.PTE_DIRTY)) != 0)
+    changed = own & present & ((pte & (st.PTE_ACCESSED | st.PTE_DIRTY)) != 0)
     marked, unmarked = visit_marker(m, pte)
-    m.put("pte", m.pid, jnp.where(present, pte & ~(st.PTE_ACCESSED | st.PTE_DIRTY), unmarked), enabled)
+    m.put("pte", m.pid, jnp.where(present, pte & ~(st.PTE_ACCESSED | st.PTE_DIRTY), unmarked), own | (enabled & ~present))
     m.put("page", (m.pid, st.CHANGED), m.now, changed & dirty)
     frame = pte >> st.PTE_SHIFT
-    holds = enabled & present & ~is_held(m, gather, frame)
+    holds = own & present & ~is_held(m, gather, frame)
     m.add("frame", (frame, st.REFS), 1, holds)
     collect(m, gather, frame, holds, changed | (enabled & marked))
     home = m.get("backing", page[st.BACKING], st.HOME)
-    m.put("backing", (page[st.BACKING], st.HOME), -4 + 2, enabled & ~present & (home < 0))
+    m.put("backing", (page[st.BACKING], st.HOME), -4 + 2, own & ~present & (home < 0))
     flushes = changed & (m.rules.gather_flush == GATHER_PAGE)
     m.complete(enabled & ~flushes)
     m.flush_mm(flushes, Phase.COMPLETE, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=m.v, end=m.v + 1)

@@ -46,7 +46,9 @@ def mapping(m: Draft, enabled: Array) -> None:
     m.goto(Phase.MAPPING_MAP, unmapped & ~owes_marker)
 
     edits = jnp.where(m.op == Op.MADVISE_FREE, Phase.LAZYFREE, jnp.where(m.op == Op.MREMAP, Phase.MREMAP_SETTLE, Phase.MAPPING_EDIT))
-    debt_rule(m, (opened & ~is_mmap) | fixed, at(Phase.MAPPING_FLAG), mm=m.m, row=row, pid=m.pid, again=Phase.MAPPING_FLAG, then=edits)
+    m.goto(Phase.FORK_SETTLE, opened & (m.op == Op.FORK))
+    visits = opened & ~is_mmap & (m.op != Op.FORK)
+    debt_rule(m, visits | fixed, at(Phase.MAPPING_FLAG), mm=m.m, row=row, pid=m.pid, again=Phase.MAPPING_FLAG, then=edits)
 
 
 def debt_rule(
@@ -65,6 +67,16 @@ def debt_rule(
     m.goto(then, flag & ~has_flag)
     m.forced_flush(flag & (m.rules.munmap_debt_rule == RULE_GATHER_HOOK), then, Payer.MAPPING, mm=mm, page=shared)
     m.flush_mm(has_flag, then, cpu=m.c, mm=mm, payer=Payer.MAPPING)
+
+
+def settle_marker(m: Draft, enabled: Array, pte: Array, *, mm: Array, vpn: Array, then: Phase) -> Array:
+    """A page is mapped where none was, over ``pte``: pay what the address owes, and go on in ``then``. Returns whether the marker goes."""
+    has_marker = enabled & ((pte & st.PTE_MARKER) != 0)
+    by_va, by_marker = m.rules.va_rule == 1, (m.rules.va_rule == 0) & (m.rules.munmap_debt_rule == RULE_MARKER)
+    m.goto(then, enabled)
+    m.flush_mm(has_marker & by_va & (m.get("mm", mm, st.VA_DEBT) == 1), then, cpu=m.c, mm=mm, payer=Payer.MAPPING)
+    m.flush_mm(has_marker & by_marker, then, cpu=m.c, mm=mm, payer=Payer.MAPPING, start=vpn, end=vpn + 1)
+    return has_marker & (by_va | by_marker)
 
 
 def visit_marker(m: Draft, pte: Array) -> tuple[Array, Array]:
@@ -133,15 +145,17 @@ def edit(m: Draft, enabled: Array) -> None:
     is_anon, present = backing >= m.shape.num_file_pages, (pte & st.PTE_PRESENT) != 0
     packed = m.get("backing", backing, st.HOME)
     home = packed >> 2
-    loses_home = takes & is_anon & (home >= 0)
+    others = frames.has_sharers(m, backing)
+    loses_home = takes & is_anon & ~others & (home >= 0)
     held_anon = loses_home & (m.get("frame", home, st.STATE) == st.USED_STATE)
-    held_file = (takes & ~is_anon & present) | (todo & is_protect & cleared)
+    held_file = (takes & (~is_anon | others) & present) | (todo & is_protect & cleared)
     frames.lru_take(m, jnp.maximum(home, 0), held_anon, rotates=jnp.bool_(False))
     m.put("frame", (home, st.STATE), st.HELD, held_anon)
     holds, held = held_anon | held_file, jnp.where(held_anon, home, frame)
     m.add("frame", (held, st.REFS), 1, holds)
     collect(m, gather, held, holds, todo & (changed | marked))
     _new_mapping(m, page, packed, todo, loses_home, cleared | protected)
+    m.add("sharers", backing - m.shape.num_file_pages, -1, takes & others)
     flushes = todo & changed & (m.rules.gather_flush == GATHER_PAGE)
     done = (todo & ~flushes) | after_flush
     m.complete(done & ~is_mmap)
@@ -175,7 +189,7 @@ def _edited(m: Draft, pte: Array, page: Array, is_protect: Array) -> tuple[Array
     cleared = present & (~is_protect | ~can_read)
     protects = is_protect & present & can_read
     protected = protects & ~can_write & writable
-    opened = protects & can_write & ~writable & dirty & (is_shared | is_anon)
+    opened = protects & can_write & ~writable & dirty & (is_shared | is_anon) & ~frames.is_copy_on_write(m, flags, page[st.BACKING])
     new = jnp.where(protected, pte & ~st.PTE_WRITABLE, jnp.where(opened, pte | st.PTE_WRITABLE, pte))
     return jnp.where(cleared, 0, new), cleared, protected, cleared | protected | opened
 
@@ -184,8 +198,8 @@ def _new_mapping(m: Draft, page: Array, packed: Array, enabled: Array, loses_hom
     """VMA and backing of the page after the edit: MADVISE_DONTNEED leaves a fresh page, or the file page under a private mapping."""
     backing = page[st.BACKING]
     is_anon = enabled & (m.op == Op.MADVISE_DONTNEED) & (backing >= m.shape.num_file_pages)
-    parent = m.get("parent", backing - m.shape.num_file_pages)
-    reverts = is_anon & (parent >= 0) & (parent < m.shape.num_file_pages)
+    origin = m.get("origin", backing - m.shape.num_file_pages)
+    reverts = is_anon & (origin >= 0)
     fresh = is_anon & ~reverts
     m.fault(Fault.ANON_POOL_EMPTY, fresh & (m.r.anon_top <= 0))
     taken, _ = frames.take_anon(m, backing, fresh)
@@ -194,9 +208,11 @@ def _new_mapping(m: Draft, page: Array, packed: Array, enabled: Array, loses_hom
     frames.release_anon(m, backing, is_anon & ~is_promised)
     unmaps = (m.op == Op.MUNMAP) | (m.op == Op.EXIT)
     vma = jnp.where(m.op == Op.MPROTECT, m.arg, jnp.where(unmaps, -1, page[st.VMA]))
-    new_backing = jnp.where(reverts, parent, jnp.where(fresh, taken, backing))
+    new_backing = jnp.where(reverts, origin, jnp.where(fresh, taken, backing))
     changed = jnp.where(lost, m.now, page[st.CHANGED])
-    granted = (m.op == Op.MPROTECT) & ((page[st.PROMISE] & 1) != 0) & ((m.get("vma", m.arg) & VmaFlag.WRITE) != 0)
+    flags = m.get("vma", m.arg)
+    may_write = ((flags & VmaFlag.WRITE) != 0) & ~frames.is_copy_on_write(m, flags, backing)
+    granted = (m.op == Op.MPROTECT) & ((page[st.PROMISE] & 1) != 0) & may_write
     promise = page[st.PROMISE] | jnp.where(granted, 2, 0)
     m.put("page", m.pid, jnp.stack([vma, new_backing, promise, page[st.EPOCH], changed]), enabled)
 

@@ -7,9 +7,10 @@ from jax import Array
 
 from lufjax import state as st
 from lufjax.events import Payer, VmaFlag
+from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, RULE_MARKER, collect, is_held, visit_marker
+from lufjax.phases.mapping import GATHER_PAGE, collect, is_held, settle_marker, visit_marker
 
 
 def mremap(m: Draft, enabled: Array) -> None:
@@ -22,18 +23,13 @@ def mremap(m: Draft, enabled: Array) -> None:
     m.disabled(begin & is_taken)
     m.goto(Phase.MAPPING, begin & ~is_taken)
 
-    has_marker = settles & ((old & st.PTE_MARKER) != 0)
-    by_va, by_marker = m.rules.va_rule == 1, (m.rules.va_rule == 0) & (m.rules.munmap_debt_rule == RULE_MARKER)
-    m.goto(Phase.MREMAP_MOVE, settles)
-    owes_all = has_marker & by_va & (m.get("mm", m.m, st.VA_DEBT) == 1)
-    m.flush_mm(owes_all, Phase.MREMAP_MOVE, cpu=m.c, mm=m.m, payer=Payer.MAPPING)
-    m.flush_mm(has_marker & by_marker, Phase.MREMAP_MOVE, cpu=m.c, mm=m.m, payer=Payer.MAPPING, start=m.arg, end=m.arg + 1)
+    clears = settle_marker(m, settles, old, mm=m.m, vpn=m.arg, then=Phase.MREMAP_MOVE)
 
     present, frame = (pte & st.PTE_PRESENT) != 0, pte >> st.PTE_SHIFT
     marked, unmarked = visit_marker(m, pte)
     left = jnp.where(present, 0, unmarked)
     m.put("pte", m.pid, left, moves)
-    m.put("pte", to, jnp.where(settles, old & ~st.PTE_MARKER, pte), (has_marker & (by_va | by_marker)) | (moves & present))
+    m.put("pte", to, jnp.where(settles, old & ~st.PTE_MARKER, pte), clears | (moves & present))
     m.put("rmap", (frame, jnp.argmax(m.get("rmap", frame) == m.pid)), to, moves & present)
     gather = m.get("gather", m.c)
     holds = moves & present & ~is_held(m, gather, frame)
@@ -41,7 +37,8 @@ def mremap(m: Draft, enabled: Array) -> None:
     collect(m, gather, frame, holds, moves & (present | marked))
 
     backing = page[st.BACKING]
-    writable = (m.get("vma", page[st.VMA]) & VmaFlag.WRITE) != 0
+    flags = m.get("vma", page[st.VMA])
+    writable = ((flags & VmaFlag.WRITE) != 0) & ~frames.is_copy_on_write(m, flags, backing)
     promise = backing * 4 + writable.astype(jnp.int32) * 2 + 1
     m.put("page", (to, slice(st.VMA, st.EPOCH + 1)), jnp.stack([page[st.VMA], backing, promise, m.now]), moves)
     m.put("page", (m.pid, st.VMA), -1, moves)

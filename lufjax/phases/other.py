@@ -75,6 +75,7 @@ def other(m: Draft, enabled: Array) -> None:
     m.goto(Phase.INVALIDATE, begin & ((m.op == Op.REMOTE_WRITE) | (m.op == Op.TRUNCATE)))
     m.goto(Phase.MAPPING, begin & (m.op == Op.MADVISE_FREE))
     m.goto(Phase.MREMAP, begin & (m.op == Op.MREMAP))
+    m.goto(Phase.FORK, begin & (m.op == Op.FORK))
     m.goto(Phase.EXIT, begin & (m.op == Op.EXIT))
     m.goto(Phase.MIGRATE, begin & (m.op == Op.MIGRATE))
     m.goto(Phase.MICRO, begin & (m.op >= MicroOp.PLACE))

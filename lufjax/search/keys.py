@@ -58,7 +58,7 @@ def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bo
         rows(s.frame[:, st.STATE]), rows(s.frame[:, st.CONTENT]), rows(s.frame[:, st.PAGE_OF]), rows(s.frame[:, st.REFS]),
         rows(_bits(shape, s.owed)), rows(s.rmap), rows(_debts(s)), rows(_tags(s, s.frame[:, st.FRAME_TAG], whole=whole_tags)),
         s.cpu[:, st.COVERED] == st.scalar(s, "unmap_clock"), st.scalar(s, "ugen") if whole_tags else jnp.int32(0),
-        frames(s.backing[:, st.HOME] >> 2), s.backing[:, st.HOME] & 3, s.parent,
+        frames(s.backing[:, st.HOME] >> 2), s.backing[:, st.HOME] & 3, s.parent, s.origin,
         *_versions(shape, s, rows), *_tlb(shape, s, frames), _bits(shape, s.masks[:3]), st.scalar(s, "need_flush"),
         *(frames(place) for place in places), jnp.where(jnp.arange(len(s.batch)) < st.scalar(s, "batch_count"), s.batch & 1, 0),
         jnp.where(jnp.arange(len(s.anon_pool)) < st.scalar(s, "anon_top"), s.anon_pool, -1),
@@ -138,7 +138,8 @@ def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
     return s._replace(
         page=jnp.stack([columns[i] if i in columns else s.page[:, i] for i in range(s.page.shape[1])], axis=1),
         frame=jnp.stack([of_frame[i] if i in of_frame else s.frame[:, i] for i in range(s.frame.shape[1])], axis=1),
-        backing=jnp.concatenate([s.backing[:files], rows(s.backing[files:])]), parent=rows(named(s.parent)), anon_pool=named(s.anon_pool),
+        backing=jnp.concatenate([s.backing[:files], rows(s.backing[files:])]), parent=rows(named(s.parent)), origin=rows(s.origin),
+        anon_pool=named(s.anon_pool),
     )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from lufjax.search.alphabet import Alphabet, has_room
 from lufjax.state import MachineState
 
 PAGE_OPS = {
-    Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.EXIT, Op.RECLAIM, Op.MIGRATE, Op.FAULT_INSTALL,
-    Op.FAULT_FINISH,
+    Op.LOAD, Op.STORE, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE_DONTNEED, Op.MADVISE_FREE, Op.FORK, Op.EXIT, Op.RECLAIM, Op.MIGRATE,
+    Op.FAULT_INSTALL, Op.FAULT_FINISH,
 }  # fmt: skip
 OTHER_OPS = {
     Op.NOP, Op.GATHER_FINISH, Op.RECLAIM_FLUSH, Op.ALLOC_FOREIGN, Op.FREE_FOREIGN, Op.SWITCH, Op.TICK, Op.ALLOC_ATOMIC,
@@ -90,13 +90,14 @@ def _vma_names(alphabet: Alphabet, r: Renaming) -> tuple[int, ...] | None:
 
 def _vmas_of(rows: np.ndarray) -> list[int]:
     """VMA ids in event rows."""
-    return [int(arg) if op == Op.MPROTECT else int(repeat) % FIRST_PAGE for _, op, _, arg, repeat in rows if op in (Op.MPROTECT, Op.MMAP)]
+    return [int(arg) if op == Op.MPROTECT else int(repeat) % FIRST_PAGE for _, op, _, arg, repeat in rows if op in (Op.MPROTECT, Op.MMAP, Op.FORK)]
 
 
 def _without_vmas(rows: np.ndarray) -> np.ndarray:
     out = rows.copy()
     out[rows[:, 1] == Op.MPROTECT, 3] = 0
     out[rows[:, 1] == Op.MMAP, 4] //= FIRST_PAGE
+    out[rows[:, 1] == Op.FORK, 4] = 0
     return out
 
 
@@ -126,6 +127,8 @@ def renamed_rows(rows: np.ndarray, r: Renaming) -> np.ndarray:
             row[4] = r.vma[repeat % FIRST_PAGE] + repeat // FIRST_PAGE * FIRST_PAGE
         if op == Op.MPROTECT:
             row[3] = r.vma[arg]
+        if op == Op.FORK:
+            row[4] = r.vma[repeat]
     return out
 
 
@@ -175,7 +178,8 @@ def renamed(shape: MachineShape, s: MachineState, r: Renaming) -> MachineState:
         sweep=_bits_moved(s.sweep, r.cpu), gather=_moved(gather, r.cpu), held=_moved(s.held, r.cpu),
         pte=_moved(s.pte, pages), page=_moved(page, pages), vma_flag=_moved(s.vma_flag, r.vma),
         frame=columns(s.frame, {st.CONTENT: backing, st.PAGE_OF: backing}), owed=_bits_moved(s.owed, r.cpu),
-        rmap=_named(s.rmap, pages), backing=_moved(s.backing, backings), parent=backing(s.parent), pcp_ring=_moved(s.pcp_ring, r.cpu),
+        rmap=_named(s.rmap, pages), backing=_moved(s.backing, backings), parent=backing(s.parent), origin=backing(s.origin),
+        pcp_ring=_moved(s.pcp_ring, r.cpu),
         pcp=_moved(s.pcp, r.cpu), taken=_moved(s.taken, r.cpu), taken_owed=_bits_moved(_moved(s.taken_owed, r.cpu), r.cpu),
         mm_owed=_bits_moved(s.mm_owed, r.cpu), file_owed=_bits_moved(_moved(s.file_owed, r.file), r.cpu), file_clock=_moved(s.file_clock, r.file),
         masks=_bits_moved(s.masks, r.cpu),

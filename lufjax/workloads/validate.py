@@ -14,7 +14,7 @@ from lufjax.events import ANON, EVENT_FIELDS, FIRST_PAGE, IDLE, Op, VmaFlag
 from lufjax.trace import Trace
 
 _SHARED = (Op.MADVISE_DONTNEED, Op.MADVISE_FREE)
-_EXCLUSIVE = (Op.MUNMAP, Op.MPROTECT, Op.MREMAP, Op.EXIT)
+_EXCLUSIVE = (Op.MUNMAP, Op.MPROTECT, Op.MREMAP, Op.FORK, Op.EXIT)
 _GATHERED = (*_EXCLUSIVE, *_SHARED)
 _HALVES = (Op.FAULT_INSTALL, Op.FAULT_FINISH, Op.TAKE_OFF, Op.DISCHARGE)
 _MAX_ANON = 1 << 40
@@ -70,6 +70,7 @@ class _Walk:
         self.gather: list[tuple[int, int, set[int]] | None] = [None] * trace.num_cpus
         self.pages_of_vma = Counter[int]()
         self.mappers = Counter[int]()
+        self.users = Counter[int]()
         self.file_of: dict[int, int] = {}
         self.gone: set[int] = set()
         self.anon_in_use = 0
@@ -92,22 +93,27 @@ class _Walk:
 
     def fresh(self, parent: int | None = None) -> int:
         self.next_anon += 1
+        self.users[self.next_anon] = 1
         self.anon_in_use += 1
         self.peak["anon"] = max(self.peak["anon"], self.anon_in_use)
         if parent is not None:
             self.file_of[self.next_anon] = parent
         return self.next_anon
 
+    def release(self, backing: int) -> None:
+        """A page does not refer to an anonymous id any more."""
+        self.users[backing] -= 1
+        self.anon_in_use -= self.users[backing] == 0
+
     def count_mapper(self, backing: int, change: int) -> None:
-        if backing < _MAX_ANON:
-            self.mappers[backing] += change
-            self.peak["mappers"] = max(self.peak["mappers"], self.mappers[backing])
+        self.mappers[backing] += change
+        self.peak["mappers"] = max(self.peak["mappers"], self.mappers[backing])
 
     def step(self, row: int, cpu: int, op: int, vpn: int, arg: int, repeat: int) -> None:
         if op in (Op.LOAD, Op.STORE):
             self.access(row, cpu, op, vpn, repeat)
         elif op in _GATHERED:
-            self.page_event(row, cpu, op, vpn, arg)
+            self.page_event(row, cpu, op, vpn, arg, repeat)
         elif op == Op.MMAP:
             self.mmap(row, cpu, vpn, arg, repeat)
         elif op == Op.GATHER_FINISH:
@@ -136,9 +142,14 @@ class _Walk:
         backing = self.backing[process][vpn]
         if backing in self.gone:
             self.fail(row, "vpn", f"file page {backing} is beyond the end of its file")
-        if op == Op.STORE and backing < _MAX_ANON and not self.flags[vma] & VmaFlag.SHARED:
+        is_copied = backing < _MAX_ANON or self.mappers[backing] > 1
+        if op == Op.STORE and is_copied and not self.flags[vma] & VmaFlag.SHARED:
             self.count_mapper(backing, -1)
-            self.backing[process][vpn] = self.promise[process][vpn] = self.fresh(backing)
+            copy = self.fresh(self.file_of.get(backing) if backing >= _MAX_ANON else backing)
+            if backing >= _MAX_ANON:
+                self.release(backing)
+            self.count_mapper(copy, 1)
+            self.backing[process][vpn] = self.promise[process][vpn] = copy
 
     def locked(self, process: int, cpu: int, kinds: tuple[Op, ...]) -> bool:
         """Whether another CPU has a gather of one of these kinds open on the process."""
@@ -146,7 +157,7 @@ class _Walk:
             gather is not None and other != cpu and gather[1] == process and gather[0] in kinds for other, gather in enumerate(self.gather)
         )
 
-    def page_event(self, row: int, cpu: int, op: int, vpn: int, arg: int) -> None:
+    def page_event(self, row: int, cpu: int, op: int, vpn: int, arg: int, repeat: int) -> None:
         if self.lazy[cpu]:
             self.fail(row, "cpu", "mapping call on an idle CPU")
         process, gather = self.loaded[cpu], self.gather[cpu]
@@ -154,6 +165,10 @@ class _Walk:
             self.fail(row, "cpu", f"process {process} is locked by another CPU")
         if op == Op.EXIT and any(self.loaded[c] == process and not self.lazy[c] for c in range(len(self.lazy)) if c != cpu):
             self.fail(row, "cpu", f"process {process} still runs on another CPU")
+        if op == Op.FORK and (not 0 <= arg < self.trace.num_processes or arg == process):
+            self.fail(row, "arg", f"child: allowed are 0 .. {self.trace.num_processes - 1} without {process}")
+        if op == Op.FORK and any(other is not None and other[1] == arg for other in self.gather):
+            self.fail(row, "arg", f"process {arg} is locked by a mapping call")
         if gather is None:
             gather = self.gather[cpu] = (op, process, set())
         if gather[0] != op:
@@ -174,8 +189,20 @@ class _Walk:
             self.vma[process][vpn] = arg
         elif op == Op.MREMAP:
             self.move(row, process, vpn, arg)
+        elif op == Op.FORK:
+            self.copy(row, process, vpn, arg, repeat)
         elif op == Op.MADVISE_DONTNEED:
             self.dontneed(process, vpn)
+
+    def copy(self, row: int, process: int, vpn: int, child: int, vma: int) -> None:
+        if not 0 <= vma < len(self.flags) or self.flags[vma] != self.flags[self.vma[process][vpn]]:
+            self.fail(row, "repeat", f"VMA id: allowed are those with the flags of VMA {self.vma[process][vpn]}")
+        if self.vma[child][vpn] >= 0 or self.promise[child][vpn] is not None:
+            self.fail(row, "vpn", f"page {vpn} of process {child} is mapped")
+        backing = self.backing[process][vpn]
+        self.users[backing] += backing >= _MAX_ANON
+        self.attach(child, vpn, vma, backing)
+        self.promise[child][vpn] = backing
 
     def move(self, row: int, process: int, vpn: int, to: int) -> None:
         if not 0 <= to < self.trace.num_vpns:
@@ -196,10 +223,11 @@ class _Walk:
         if old < _MAX_ANON:
             return
         parent = self.file_of.get(old)
+        self.count_mapper(old, -1)
         self.backing[process][vpn] = self.fresh() if parent is None else parent
         self.count_mapper(self.backing[process][vpn], 1)
         if old != self.promise[process][vpn]:
-            self.anon_in_use -= 1
+            self.release(old)
 
     def file(self, row: int, op: int, page: int) -> None:
         if not 0 <= page < self.trace.num_file_pages:
@@ -212,8 +240,9 @@ class _Walk:
             for vpn, backing in enumerate(backings):
                 if self.vma[process][vpn] >= 0 and self.file_of.get(backing) == page:
                     self.backing[process][vpn] = page
+                    self.count_mapper(backing, -1)
                     self.count_mapper(page, 1)
-                    self.anon_in_use -= 1
+                    self.release(backing)
                     if self.promise[process][vpn] == backing:
                         self.promise[process][vpn] = page
 
@@ -230,7 +259,8 @@ class _Walk:
         if (arg == ANON) != bool(self.flags[vma] & VmaFlag.ANON):
             self.fail(row, "arg", f"VMA {vma} is {'anonymous' if arg != ANON else 'a file'}")
         if self.vma[process][vpn] >= 0:
-            self.anon_in_use -= self.backing[process][vpn] >= _MAX_ANON
+            if self.backing[process][vpn] >= _MAX_ANON:
+                self.release(self.backing[process][vpn])
             self.detach(process, vpn)
         if (self.pages_of_vma[vma] > 0) == bool(first):
             self.fail(row, "repeat", f"VMA {vma} has {self.pages_of_vma[vma]} pages; only a free id starts a call")
@@ -244,10 +274,10 @@ class _Walk:
         if arg not in (0, 1):
             self.fail(row, "arg", "allowed are 0, and 1 if page tables are freed")
         op, process, pages = gather
-        for vpn in pages if op not in (Op.MPROTECT, Op.MADVISE_FREE) else ():
+        for vpn in pages if op not in (Op.MPROTECT, Op.MADVISE_FREE, Op.FORK) else ():
             promise, is_mapped = self.promise[process][vpn], self.vma[process][vpn] >= 0
             if op != Op.MREMAP and promise is not None and promise >= _MAX_ANON and (not is_mapped or promise != self.backing[process][vpn]):
-                self.anon_in_use -= 1
+                self.release(promise)
             self.promise[process][vpn] = self.backing[process][vpn] if is_mapped else None
         self.gather[cpu] = None
         if op == Op.EXIT and arg:

@@ -14,8 +14,7 @@ from tests.oracle.policies import LINUX, NUM_CHOICES, PRESETS
 
 (LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN, SWITCH,
  TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT, MREMAP) = range(1, 25)  # fmt: skip
-MIGRATE = 26
+ MADVISE_FREE, EXIT, MREMAP, FORK, MIGRATE) = range(1, 27)  # fmt: skip
 SKIP = -1
 """A wish that is not carried out; what Hypothesis makes of an event that does not matter."""
 MAX_EVENTS = 60
@@ -123,6 +122,9 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
     elif op == MREMAP:
         empty = [w for w in range(sizes["num_vpns"]) if cpu.loaded is not None and oracle.state.page(cpu.loaded, w).vma is None]
         arg = empty[wish.pick % len(empty)] if empty else wish.pick % sizes["num_vpns"]
+    elif op == FORK:
+        arg, repeat = wish.pick % sizes["num_processes"], oracle.state.page(cpu.loaded, vpn).vma if cpu.loaded is not None else None
+        repeat = wish.pick % len(VMA_KINDS) if repeat is None else repeat
     elif op == MPROTECT:
         vma = None if cpu.loaded is None else oracle.state.page(cpu.loaded, wish.vpn).vma
         alike = [a for a, (kind, _) in enumerate(VMA_KINDS) if vma is None or kind == VMA_KINDS[vma][0]]

@@ -24,7 +24,7 @@ from tests.differential.pair import (
 )  # fmt: skip
 from tests.oracle import Oracle
 from tests.oracle.generate import SHAPES, random_events, random_machine
-from tests.oracle.generate_events import ALLOCATIONS
+from tests.oracle.generate_events import ALLOCATIONS, FORKS
 from tests.oracle.policies import NUM_CHOICES, PRESETS
 
 NUM_MACHINES = 36
@@ -64,6 +64,13 @@ def test_engine_and_oracle_agree_on_every_way_to_owe_and_to_allocate() -> None:
         mixed = {field: rng.randrange(NUM_CHOICES[field]) for field in ways}
         drawn.append((sizes, params, PRESETS["luf_v10"] | small | mixed, trace))
     compare_every_event(drawn, [random_events(rng, drawn[0][0], trace, NUM_EVENTS, ALLOCATIONS) for _, _, _, trace in drawn])
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_engine_and_oracle_agree_on_what_a_fork_shares(index: int) -> None:
+    rng = random.Random(4000 + index)
+    drawn = drawn_machines(rng, index)
+    compare_every_event(drawn, [random_events(rng, drawn[0][0], trace, NUM_EVENTS, FORKS) for _, _, _, trace in drawn])
 
 
 def compare_every_event(drawn: list[tuple[Any, ...]], events: list[list[list[int]]]) -> None:

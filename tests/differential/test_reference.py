@@ -17,6 +17,7 @@ from lufjax.policy import FlushPolicy
 from lufjax.trace import Trace
 from tests.oracle import Oracle
 from tests.oracle.generate import SHAPES, random_events, random_machine
+from tests.oracle.generate_events import FORKS, WEIGHTS
 
 LRU_SHAPES = [k for k, sizes in enumerate(SHAPES) if {sizes["l1"]["replacement"], sizes["l2"]["replacement"]} == {"lru"}]
 MACHINES, EVENTS = 30, 60
@@ -63,7 +64,7 @@ def test_every_event_leaves_the_state_of_the_oracle(binary: Path | None, shape: 
     for seed in range(MACHINES if binary else 0):
         rng = random.Random(1000 * shape + seed)
         sizes, params, policy, trace = random_machine(rng, shape)
-        rows = random_events(rng, sizes, trace, EVENTS)
+        rows = random_events(rng, sizes, trace, EVENTS, FORKS if seed % 3 == 2 else WEIGHTS)
         run = reference.run_snapshots(
             binary, _shape(sizes), MachineParams(**params, policy=FlushPolicy(**policy)), _trace(sizes, trace, rows)
         )

@@ -15,6 +15,7 @@ def fresh(s: State, parent: int | None) -> int:
     backing.stored = backing.truth
     backing.on_store = backing.harvested = False
     backing.home, backing.parent = None, parent
+    backing.origin = s.backings[parent].origin if parent is not None and s.is_anon(parent) else parent
     return b
 
 

@@ -56,11 +56,13 @@ def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> boo
     if is_store and page.present and s.policy["write_fault_flush"] == WP:
         allocation.forced_flush(s, n, c, m, s.shared_file(page), "fault")
     is_private_file = not s.flags(page) & SHARED and not s.is_anon(b)
-    if page.present and not is_private_file:
+    is_copied = is_private_file or s.is_copy_on_write(page)
+    if page.present and not is_copied:
         _hook(s, n, c, page, BEFORE)
         page.writable = page.dirty = page.accessed = True
+        _grant(page)
         return True
-    if is_store and is_private_file:
+    if is_store and is_copied:
         return _copy_on_write(s, n, c, m, v)
     return _install_backing(s, n, c, m, v, is_store)
 
@@ -81,7 +83,7 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
     if f is None:
         return False
     copy = anonymous.fresh(s, b)
-    if s.backings[b].home is None:
+    if s.backings[b].home is None and s.backings[b].on_store:
         n.bump("pgmajfault")
     owes_flush = page.present or (s.backings[b].home, False) in s.batch
     if page.present:
@@ -92,6 +94,9 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
     if page.promise.backing == b:
         page.promise.backing = copy
     frames.make_home(s, f, copy, s.backings[copy].truth)
+    if s.is_anon(b):
+        s.backings[b].sharers -= 1
+        anonymous.release(s, b)
     _install(s, n, c, m, v, f, True)
     return True
 
@@ -122,3 +127,11 @@ def _install(s: State, n: Counts, c: int, m: int, v: int, f: int, writable: bool
         flush.flush_mm(s, n, c, m, None, False, "fault")
     _hook(s, n, c, s.page(m, v), BEFORE)
     frames.set_pte(s, m, v, f, writable)
+    if writable:
+        _grant(s.page(m, v))
+
+
+def _grant(page: Page) -> None:
+    """The program may store to the page from now on, if it could not since a fork."""
+    if page.promise.backing == page.backing:
+        page.promise.writable = True

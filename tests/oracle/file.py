@@ -43,7 +43,7 @@ def replace(s: State, n: Counts, c: int, b: int, is_truncate: bool) -> None:
 
 
 def _is_copy(s: State, page: Page, b: int) -> bool:
-    return s.is_anon(page.backing) and s.backings[page.backing].parent == b
+    return s.is_anon(page.backing) and s.backings[page.backing].origin == b
 
 
 def _unmap(s: State, n: Counts, c: int, m: int, v: int, b: int) -> None:

@@ -6,7 +6,7 @@ from . import anonymous, flush, frames
 from .counting import Counts
 from .state import HELD, QUARANTINE, USED, Gather, State
 
-MPROTECT, MADVISE_FREE, EXIT, MREMAP = 5, 22, 23, 24
+MPROTECT, MADVISE_FREE, EXIT, MREMAP, FORK = 5, 22, 23, 24, 25
 NONE, NOW, PAGE, OWNER, TICKS = range(5)
 ALWAYS = 4
 
@@ -17,7 +17,7 @@ def gather_finish(s: State, n: Counts, c: int, frees_tables: bool) -> bool:
     if gather is None:
         return False
     process = s.processes[m]
-    settle(s, n, c, m, gather, frees_tables, process.gathers > 1, False)
+    settle(s, n, c, m, gather, frees_tables or gather.op == FORK, process.gathers > 1, False)
     for v in range(gather.vs, gather.ve):
         advance(s, m, v, gather.op)
     process.gathers -= 1
@@ -52,7 +52,7 @@ def _flush(s: State, n: Counts, c: int, m: int, gather: Gather, frees_tables: bo
     always = s.policy["munmap_debt_rule"] == ALWAYS
     if not (gather.cleared or frees_tables or nested or always):
         return False
-    pages = None if nested or always or not gather.cleared or gather.op == EXIT else (gather.cs, gather.ce)
+    pages = None if nested or always or not gather.cleared or gather.op in (EXIT, FORK) else (gather.cs, gather.ce)
     rule = s.policy["gather_flush"]
     if rule in (OWNER, TICKS) and (at_once or gather.op in (MPROTECT, MADVISE_FREE, EXIT, MREMAP) or frees_tables):
         rule = NOW
@@ -107,7 +107,7 @@ def advance(s: State, m: int, v: int, op: int) -> None:
     page = s.page(m, v)
     old = page.promise.backing
     page.promise = s.mapping_of(page)
-    if op == MPROTECT:
+    if op in (MPROTECT, FORK):
         return
     if old is not None and s.is_anon(old) and (page.vma is None or page.backing != old):
         anonymous.release(s, old)

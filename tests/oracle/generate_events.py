@@ -7,16 +7,15 @@ from typing import Any
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
-MIGRATE = 26
+ MADVISE_FREE, EXIT, MREMAP, FORK, MIGRATE) = range(27)  # fmt: skip
 SHARED_KINDS = (DONTNEED, MADVISE_FREE)
-GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP)
+GATHERED = (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP, FORK)
 READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 30, STORE: 18, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
     RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
-    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3, MIGRATE: 6,
+    DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3, FORK: 4, MIGRATE: 6,
 }  # fmt: skip
 """How often each operation is drawn."""
 ALLOCATIONS = {
@@ -24,6 +23,8 @@ ALLOCATIONS = {
     FAULT_FINISH: 1, MIGRATE: 3,
 }  # fmt: skip
 """The same where frames come and go, and little else happens."""
+FORKS = WEIGHTS | {FORK: 25, SWITCH: 10, STORE: 30, EXIT: 3}
+"""The same where most anonymous pages are shared by a fork, or were."""
 
 
 class _Tracker:
@@ -42,6 +43,9 @@ class _Tracker:
         self.has_taken = [False] * sizes["num_cpus"]
         self.touched: list[tuple[int, int]] = []
         """Pages accessed so far, the latest last: most of them are resident."""
+
+        self.forked: list[tuple[int, int]] = []
+        """Both pages of each copy, the latest last."""
 
     def kind(self, vma: int) -> tuple[bool, bool]:
         """What MPROTECT may not change: anonymous or not, shared or not."""
@@ -99,6 +103,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     arg, repeat = 0, 1
     if op in (LOAD, STORE):
         repeat = rng.randint(1, 3)
+        copies = [v for k, v in t.forked[-6:] if k == m]
+        vpn = rng.choice(copies) if copies and rng.random() < 0.4 else vpn
         if enabled and t.vma[m][vpn] >= 0 and t.flags[t.vma[m][vpn]] & (READ if op == LOAD else WRITE):
             t.touched.append((m, vpn))
     elif op == MMAP:
@@ -141,6 +147,9 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         if enabled and t.vma[m][vpn] >= 0:
             t.vma[m][arg], t.vma[m][vpn] = t.vma[m][vpn], -1
             t.moved[cpu].add(vpn)
+    elif op == FORK:
+        arg, vpn, repeat, is_copied = _fork(rng, t, m, vpn)
+        enabled = enabled and is_copied
     elif op == MADVISE_FREE:
         anon = [v for v, vma in enumerate(t.vma[m]) if m >= 0 and vma >= 0 and t.flags[vma] & ANON]
         vpn = rng.choice(anon) if anon and rng.random() < 0.8 else vpn
@@ -158,3 +167,22 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
     if op in GATHERED and enabled:
         t.gather[cpu] = op
     return [cpu, op, vpn, arg, repeat]
+
+
+def _fork(rng: random.Random, t: _Tracker, m: int, vpn: int) -> tuple[int, int, int, bool]:
+    """Child, page and VMA id of a FORK by process ``m``, mostly one that is enabled; whether it is."""
+    busy = {t.loaded[c] for c, g in enumerate(t.gather) if g is not None}
+    children = [k for k in range(t.sizes["num_processes"]) if k != m and k not in busy]
+    child = rng.choice(children) if children and rng.random() < 0.95 else rng.randrange(t.sizes["num_processes"])
+    free = [v for v in range(t.sizes["num_vpns"]) if m >= 0 and t.vma[m][v] >= 0 and t.vma[child][v] < 0]
+    private = [v for v in free if t.flags[t.vma[m][v]] & WRITE and not t.flags[t.vma[m][v]] & 8]
+    written = [v for v in private if (m, v) in t.touched]
+    if free and rng.random() < 0.9:
+        vpn = rng.choice(next(vpns for vpns in ((written, private, free) if rng.random() < 0.8 else (free,)) if vpns))
+    vma = t.vma[m][vpn] if m >= 0 else -1
+    alike = [a for a in range(len(t.flags)) if vma < 0 or t.flags[a] == t.flags[vma]]
+    is_copied = child in children and (vma < 0 or vpn in free)
+    if is_copied and vma >= 0:
+        t.vma[child][vpn] = alike[0]
+        t.forked += [(m, vpn), (child, vpn)]
+    return child, vpn, rng.choice(alike), is_copied

@@ -56,6 +56,7 @@ def _rmap_agrees_with_ptes(s: State) -> None:
         assert not page.marker
         assert page.vma is not None
         assert page.dirty or not page.writable or s.is_anon(page.backing)
+        assert not page.writable or not s.is_copy_on_write(page)
 
 
 def _homes_agree(s: State) -> None:
@@ -79,6 +80,8 @@ def _anonymous_ids_are_conserved(s: State) -> None:
     assert not set(pool) & live
     users = Counter(b for page in pages for b in {page.backing, page.promise.backing} if b is not None and s.is_anon(b))
     assert users == Counter({b: s.backings[b].shared + 1 for b in live})
+    mapped = Counter(page.backing for page in pages if page.backing is not None and s.is_anon(page.backing))
+    assert all(backing.sharers == max(mapped[b] - 1, 0) for b, backing in enumerate(s.backings))
 
 
 def _gathers_and_references_agree(s: State) -> None:

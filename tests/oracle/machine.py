@@ -13,8 +13,7 @@ from .state import FOREIGN, FOREIGN_DATA, EngineFault, State
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
-MIGRATE = 26
+ MADVISE_FREE, EXIT, MREMAP, FORK, MIGRATE) = range(27)  # fmt: skip
 FIRST_PAGE = 65536
 
 
@@ -45,8 +44,8 @@ class Oracle:
             return access.access(s, n, cpu, vpn, op == STORE, repeat)
         if op == MMAP:
             return mapping.mmap(s, n, cpu, vpn, arg, repeat % FIRST_PAGE, repeat >= FIRST_PAGE)
-        if op in (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP):
-            return mapping.page_event(s, n, cpu, op, vpn, arg)
+        if op in (MUNMAP, MPROTECT, DONTNEED, MADVISE_FREE, EXIT, MREMAP, FORK):
+            return mapping.page_event(s, n, cpu, op, vpn, arg, repeat)
         if op == FINISH:
             return gather_finish(s, n, cpu, bool(arg))
         if op == FAULT_INSTALL:

@@ -7,7 +7,7 @@ from .counting import Counts
 from .state import ANON, HELD, READ, SHARED, USED, WRITE, EngineFault, Gather, State
 
 MMAP, MUNMAP, MPROTECT, DONTNEED = 3, 4, 5, 6
-MADVISE_FREE, EXIT, MREMAP = 22, 23, 24
+MADVISE_FREE, EXIT, MREMAP, FORK = 22, 23, 24, 25
 SHARED_KINDS = (DONTNEED, MADVISE_FREE)
 VMA_FLAG, PTE_MARKER, GATHER_HOOK = 1, 2, 5
 FLUSH_PAGE = 2
@@ -28,7 +28,7 @@ def _may_map(s: State, c: int, op: int) -> bool:
     return op in SHARED_KINDS or shared == 0
 
 
-def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int) -> bool:
+def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int, repeat: int) -> bool:
     """One page of a gathered call. False if it is not enabled."""
     if not _may_map(s, c, op):
         return False
@@ -36,15 +36,20 @@ def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int) -> bool:
     page = s.page(m, v)
     if op == MREMAP and page.vma is not None and (s.page(m, arg).vma is not None or s.page(m, arg).promise.mapped):
         return False
+    if op == FORK and not _may_fork(s, m, v, arg):
+        return False
     gather = _open(s, c, op, v)
     if page.vma is None or (op == MADVISE_FREE and not s.flags(page) & ANON):
         return True
-    _debt_rule(s, n, c, m, v, gather)
+    if op != FORK:
+        _debt_rule(s, n, c, m, v, gather)
     before = (page.present, page.writable, page.accessed, page.dirty)
     if op == MPROTECT:
         _protect(s, m, v, arg, gather)
     elif op == MREMAP:
         _move(s, n, c, m, v, arg, gather)
+    elif op == FORK:
+        _copy(s, n, c, m, v, arg, repeat, gather)
     elif op == MADVISE_FREE:
         _let_go(s, m, v, gather)
     else:
@@ -56,6 +61,13 @@ def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int) -> bool:
     if s.policy["gather_flush"] == FLUSH_PAGE and (page.present, page.writable, page.accessed, page.dirty) != before:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "mapping")
     return True
+
+
+def _may_fork(s: State, m: int, v: int, child: int) -> bool:
+    """Whether page ``v`` of process ``m`` can be copied to ``child``."""
+    page, copy = s.page(m, v), s.page(child, v)
+    is_free = copy.vma is None and not copy.promise.mapped
+    return child != m and not s.processes[child].gathers and (page.vma is None or is_free)
 
 
 def _open(s: State, c: int, op: int, v: int) -> Gather:
@@ -96,13 +108,16 @@ def zap(s: State, m: int, v: int, gather: Gather) -> None:
     if was_present:
         frames.clear_pte(s, m, v)
         gather.clear(v)
-    if s.is_anon(page.backing) and f is not None:
+    if s.has_sharers(page.backing):
+        backing.sharers -= 1
+    elif s.is_anon(page.backing) and f is not None:
         backing.home = None
         if s.frames[f].state == USED:
             s.lru_of(f).remove(f)
             s.frames[f].state = HELD
             hold(s, gather, f)
-    elif was_present:
+        return
+    if was_present:
         hold(s, gather, f)
 
 
@@ -119,9 +134,8 @@ def _renew(s: State, m: int, v: int) -> None:
     page, b = s.page(m, v), s.page(m, v).backing
     if not s.is_anon(b):
         return
-    parent = s.backings[b].parent
-    is_copy = parent is not None and not s.is_anon(parent)
-    page.backing = parent if is_copy else anonymous.fresh(s, b)
+    origin = s.backings[b].origin
+    page.backing = anonymous.fresh(s, b) if origin is None else origin
     if page.promise.backing != b:
         anonymous.release(s, b)
 
@@ -147,6 +161,27 @@ def _move(s: State, n: Counts, c: int, m: int, v: int, w: int, gather: Gather) -
         s.backings[to.backing].shared += 1
 
 
+def _copy(s: State, n: Counts, c: int, m: int, v: int, child: int, vma: int, gather: Gather) -> None:
+    """FORK: page ``v`` of ``child`` becomes a copy, and anonymous content is shared until one of them stores to it."""
+    page, copy = s.page(m, v), s.page(child, v)
+    _settle_marker(s, n, c, child, v)
+    s.vma_flag[vma] = s.vma_flag[vma] or s.vma_flag[page.vma]
+    copy.vma, copy.backing = vma, page.backing
+    if s.is_anon(page.backing):
+        s.backings[page.backing].shared += 1
+        s.backings[page.backing].sharers += 1
+    copy.promise, copy.epoch = s.mapping_of(copy), s.now
+    if not page.present or not s.is_anon(page.backing) or s.flags(page) & SHARED:
+        return
+    is_dirty = page.dirty
+    frames.set_pte(s, child, v, page.frame, False)
+    copy.accessed, copy.dirty = False, is_dirty
+    if page.writable:
+        page.writable = False
+        page.changed = s.now
+        gather.clear(v)
+
+
 def _settle_marker(s: State, n: Counts, c: int, m: int, v: int) -> None:
     """A page is mapped where none was: pay what the address owes."""
     page = s.page(m, v)
@@ -164,6 +199,8 @@ def _settle_marker(s: State, n: Counts, c: int, m: int, v: int) -> None:
 def _let_go(s: State, m: int, v: int, gather: Gather) -> None:
     """MADVISE_FREE: nobody minds if the content goes, unless something is stored after the call."""
     page = s.page(m, v)
+    if s.has_sharers(page.backing):
+        return
     if not page.present:
         backing = s.backings[page.backing]
         if backing.home is None:
@@ -183,10 +220,10 @@ def _protect(s: State, m: int, v: int, new_vma: int, gather: Gather) -> None:
     s.vma_flag[new_vma] = s.vma_flag[new_vma] or s.vma_flag[page.vma]
     page.vma = new_vma
     flags = s.flags(page)
-    page.promise.writable = page.promise.writable or bool(flags & WRITE)
+    page.promise.writable = page.promise.writable or s.mapping_of(page).writable
     if not page.present:
         return
-    may_upgrade = page.dirty and (flags & SHARED or s.is_anon(page.backing))
+    may_upgrade = page.dirty and (flags & SHARED or s.is_anon(page.backing)) and not s.is_copy_on_write(page)
     if not flags & READ:
         hold(s, gather, page.frame)
         frames.clear_pte(s, m, v)

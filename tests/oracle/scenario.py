@@ -10,8 +10,7 @@ from .policies import PRESETS
 
 (NOP, LOAD, STORE, MMAP, MUNMAP, MPROTECT, DONTNEED, FINISH, FILE_WRITE, RECLAIM, RECLAIM_FLUSH, ALLOC_FOREIGN, FREE_FOREIGN,
  SWITCH, TICK, ALLOC_ATOMIC, FAULT_INSTALL, FAULT_FINISH, TAKE_OFF, DISCHARGE, REMOTE_WRITE, TRUNCATE,
- MADVISE_FREE, EXIT, MREMAP) = range(25)  # fmt: skip
-MIGRATE = 26
+ MADVISE_FREE, EXIT, MREMAP, FORK, MIGRATE) = range(27)  # fmt: skip
 SHARED_RO, SHARED_RW, SHARED_NONE, PRIVATE_RO, PRIVATE_RW, PRIVATE_NONE, ANON_RW, ANON_RO, ANON_NONE = range(len(VMA_KINDS))
 """VMA ids by what they permit."""
 
@@ -31,10 +30,10 @@ def machine(pages: dict[int, tuple[int, int]], policy: str = "linux", num_cpus: 
     rules = PRESETS[policy] | {"quarantine_slots": 8}
     for name, value in changes.items():
         next(record for record in (sizes, params, rules) if name in record)[name] = value
-    num_vpns = sizes["num_vpns"]
+    num_vpns, nothing = sizes["num_vpns"], [[-1] * sizes["num_vpns"]] * (sizes["num_processes"] - 1)
     trace = {
-        "vmas": [flags for _, flags in VMA_KINDS], "page_vma": [[pages.get(v, (-1, -1))[0] for v in range(num_vpns)]],
-        "page_backing": [[pages.get(v, (-1, -1))[1] for v in range(num_vpns)]], "loaded": [0] * num_cpus,
+        "vmas": [flags for _, flags in VMA_KINDS], "page_vma": [[pages.get(v, (-1, -1))[0] for v in range(num_vpns)], *nothing],
+        "page_backing": [[pages.get(v, (-1, -1))[1] for v in range(num_vpns)], *nothing], "loaded": [0] * num_cpus,
     }  # fmt: skip
     return Oracle(sizes, params, rules, trace)
 

@@ -53,7 +53,10 @@ def _frame(frame: Frame, state: State) -> list[Any]:
 
 
 def _backing(backing: Backing) -> list[int]:
-    return _ints(backing.truth, backing.stored, backing.on_store, _or_none(backing.home), backing.harvested, _or_none(backing.parent), backing.shared)
+    return _ints(
+        backing.truth, backing.stored, backing.on_store, _or_none(backing.home), backing.harvested, _or_none(backing.parent),
+        _or_none(backing.origin), backing.shared, backing.sharers,
+    )  # fmt: skip
 
 
 def snapshot(s: State) -> dict[str, Any]:

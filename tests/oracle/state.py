@@ -147,7 +147,9 @@ class Backing:
     home: int | None = None
     harvested: bool = False
     parent: int | None = None
+    origin: int | None = None
     shared: int = 0
+    sharers: int = 0
     owed: set[int] = field(default_factory=set)
     clock: int = 0
 
@@ -211,6 +213,14 @@ class State:
         """Whether the content of an anonymous ``backing`` may be dropped instead of written out."""
         return self.is_anon(backing) and self.backings[backing].harvested and not self.backings[backing].on_store
 
+    def is_copy_on_write(self, page: Page) -> bool:
+        """Whether a store to a page has to copy it, because other pages have the same anonymous content."""
+        return page.vma is not None and not self.flags(page) & SHARED and self.has_sharers(page.backing)
+
+    def has_sharers(self, backing: int) -> bool:
+        """Whether ``backing`` is anonymous and more than one page has it."""
+        return self.is_anon(backing) and self.backings[backing].sharers > 0
+
     def flags(self, page: Page) -> int:
         """VMA flags of a page, 0 if it has no VMA."""
         return 0 if page.vma is None else self.vmas[page.vma]
@@ -219,7 +229,7 @@ class State:
         """The promise that the page's mapping makes now."""
         if page.vma is None:
             return Promise()
-        return Promise(True, bool(self.flags(page) & WRITE), page.backing)
+        return Promise(True, bool(self.flags(page) & WRITE) and not self.is_copy_on_write(page), page.backing)
 
     def pages(self) -> list[tuple[int, int, Page]]:
         """Every (process, vpn, page), in order."""

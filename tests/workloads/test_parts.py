@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,36 @@ def test_the_validator_follows_a_page_that_moves():
         check_trace(replace(trace, events=np.array([(0, Op.MREMAP, mapped, mapped, 0)], np.int32)))
     with pytest.raises(ValueError, match="page is not mapped"):
         check_trace(replace(trace, events=np.array([*rows[:2], (0, Op.LOAD, mapped, 0, 1)], np.int32)))
+
+
+def test_the_validator_follows_what_a_fork_shares():
+    trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
+    anon = int(np.flatnonzero((trace.page_vma[0] >= 0) & (trace.page_backing[0] < 0))[0])
+    vma, used = int(trace.page_vma[0, anon]), int(((trace.page_vma >= 0) & (trace.page_backing < 0)).sum())
+    alone = replace(
+        trace, page_vma=np.vstack([trace.page_vma[:1], np.full_like(trace.page_vma[:1], -1)]),
+        page_backing=np.vstack([trace.page_backing[:1], np.full_like(trace.page_backing[:1], -1)]), loaded=np.array([0, 1], np.int32),
+        num_anon=used, attrs=trace.attrs | {"rmap_slots": max(2, trace.attrs["rmap_slots"])},
+    )  # fmt: skip
+    fork, finish = (0, Op.FORK, anon, 1, vma), (0, Op.GATHER_FINISH, 0, 0, 0)
+
+    def check(rows: list[tuple[int, ...]], **changes: Any) -> None:
+        check_trace(replace(alone, events=np.array(rows, np.int32), **changes))
+
+    check([fork, finish, (1, Op.LOAD, anon, 0, 1)])
+    with pytest.raises(ValueError, match=f"num_anon={used}: the trace needs {used + 1}"):
+        check([fork, finish, (1, Op.STORE, anon, 0, 1)])
+    check([fork, finish, (1, Op.STORE, anon, 0, 1), (0, Op.STORE, anon, 0, 1)], num_anon=used + 1)
+    unmap = [(1, Op.MUNMAP, anon, 0, 0), (1, Op.GATHER_FINISH, 0, 0, 0)]
+    check([fork, finish, *unmap, fork, finish, (1, Op.LOAD, anon, 0, 1)])
+    with pytest.raises(ValueError, match=f"page {anon} of process 1 is mapped"):
+        check([fork, finish, fork])
+    with pytest.raises(ValueError, match=r"allowed are 0 \.\. 1 without 0"):
+        check([(0, Op.FORK, anon, 0, vma)])
+    with pytest.raises(ValueError, match="process 1 is locked by a mapping call"):
+        check([(1, Op.MUNMAP, anon, 0, 0), fork])
+    with pytest.raises(ValueError, match="a page is mapped 2 times"):
+        check([fork], attrs=alone.attrs | {"rmap_slots": 1})
 
 
 def test_the_validator_lets_a_process_end_where_nobody_else_runs_it():
