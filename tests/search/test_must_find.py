@@ -30,12 +30,14 @@ MUST_FIND = [
     ("luf_v10", "migrate", "H3", "OLD_VALUE", 4),
     ("luf_v11", "migrate", "H7", "OLD_VALUE", 4),
     ("linux+migrate_flush:off", "migrate", "", "LOST_STORE", 3),
+    ("linux+gather_flush:none", "fork", "", "PERMISSION", 4),
+    ("linux+cow_flush:off", "fork", "H7", "OLD_VALUE", 5),
     ("luf_v12", "windows", "H17", "OLD_VALUE", 6),
     ("luf_v10+refill_tag:task", "allocator", "H21", "REUSE", 7),
 ]
 """Policy, machine, objection, class, events of the shortest sequence."""
 SAFE = ["eager", "linux", "luf_v12+write_fault_flush:before"]
-MACHINES = ["tiny", "pair", "windows", "files", "migrate"]
+MACHINES = ["tiny", "pair", "windows", "files", "migrate", "fork"]
 
 
 def search(policy: str, machine: str, states: int = 12_000, **more: bool) -> tuple[Result, dict[tuple[str, str], int], list[bool]]:
