@@ -11,6 +11,7 @@ import pytest
 from . import Oracle, invariants, scenario
 from .counting import ATOMIC_FLUSH, LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE
 from .generate import SHAPES, random_events, random_machine, random_params, random_trace
+from .generate_events import FORKS, WEIGHTS
 from .policies import PRESETS
 from .scenario import (
     ALLOC_ATOMIC,
@@ -213,13 +214,13 @@ def test_an_access_beyond_the_end_of_the_file_is_a_sigbus() -> None:
     invariants.check(oracle)
 
 
-def _random_run(policy: str, load_mode: int, seed: int, num_events: int) -> Oracle:
+def _random_run(policy: str, load_mode: int, seed: int, num_events: int, weights: dict[int, int] = WEIGHTS) -> Oracle:
     rng = random.Random(seed)
     sizes = SHAPES[seed % len(SHAPES)]
     params, trace = random_params(rng, sizes) | {"load_mode": load_mode}, random_trace(rng, sizes)
     rules = PRESETS[policy] | {"quarantine_slots": 4, "flush_ceiling": rng.choice((0, 1, 33)), "trim_period": rng.choice((3, 100000))}
     oracle = Oracle(sizes, params, rules, trace)
-    for row in random_events(rng, sizes, trace, num_events):
+    for row in random_events(rng, sizes, trace, num_events, weights):
         oracle.step(row)
     assert not oracle.faults
     return oracle
@@ -447,6 +448,14 @@ def test_safe_policies_never_violate(policy: str, load_mode: int) -> None:
     assert not set().union(*(scenario.violated(oracle) for oracle in runs))
     tolerated = sum(oracle.counters()["tolerated"] for oracle in runs)
     assert (tolerated == 0) == (policy == "eager")
+
+
+@pytest.mark.parametrize("policy", SAFE)
+def test_safe_policies_never_violate_among_forks(policy: str) -> None:
+    for seed in range(60):
+        oracle = _random_run(policy, seed % 2, seed, 300, FORKS)
+        invariants.check(oracle)
+        assert not scenario.violated(oracle)
 
 
 @pytest.mark.parametrize("load_mode", [0, 1], ids=["scripted", "load"])
