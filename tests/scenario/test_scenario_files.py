@@ -83,6 +83,17 @@ def test_mprotect_moves_each_mapping_to_a_vma_of_its_own(tmp_path: Path) -> None
     assert scenario.trace.page_vma.tolist() == [[0, 0, 1, -1]]
 
 
+def test_a_fork_gives_each_vma_of_the_range_a_new_id_in_the_child(tmp_path: Path) -> None:
+    machine = {"num_cpus": 2, "num_processes": 2, "num_vpns": 4, "num_file_pages": 4, "loaded": [0, 1]}
+    maps = [MAP, {"process": 0, "pages": 2, "flags": "anon"}]
+    events = ["cpu0: fork 0-2 to=1", "cpu1: exit", "cpu0: fork 2 to=1 open"]
+    rows = [[0, 25, 0, 1, 2], [0, 25, 1, 1, 2], [0, 25, 2, 1, 3], [0, 7, 0, 0, 0], *([1, 23, v, 0, 0] for v in range(3)), [1, 7, 0, 1, 0]]
+    assert rows_of(tmp_path, *events, machine=machine, maps=maps) == [*rows, [0, 25, 2, 1, 4]]
+    scenario = load_scenario(tmp_path / "small.yaml")
+    assert scenario.trace.vmas.tolist()[2:] == [*scenario.trace.vmas.tolist()[:2], scenario.trace.vmas[1]]
+    assert scenario.words[:4] == ("fork 0 to=1", "fork 1 to=1", "fork 2 to=1", "gather_finish")
+
+
 def test_words_of_a_page_can_be_written_in_a_file(tmp_path: Path) -> None:
     events = [
         "load 0",
@@ -138,6 +149,9 @@ EVENT_MISTAKES = [
     ("cpu0: file_write", "file=: allowed are 0 to 3"),
     ("cpu0: mremap 0 to=4", "to=4: allowed are 0 to 3"),
     ("cpu0: mremap 0", "to: missing; allowed is to=PAGE"),
+    ("cpu0: fork 0", "to: missing; allowed is to=PROCESS"),
+    ("cpu0: fork 0 to=0", "to=0: allowed is another process"),
+    ("cpu0: fork 0 to=1", "to=1: allowed are 0 to 0"),
     ("cpu0: exit now", "now: nothing more is allowed"),
     ("cpu0: truncate 4", "file=4: allowed are 0 to 3"),
 ]
