@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,11 @@ Value = Any
 
 read_p = Primitive("read")
 """Reads an array of the machine: traced for the translation only, never run by XLA."""
+
+
+split_p = Primitive("split")
+"""A condition on which the translation branches: what follows is translated once for either value of it."""
+split_p.def_abstract_eval(lambda condition: condition)
 
 
 @read_p.def_abstract_eval
@@ -39,6 +45,7 @@ class Lowering:
     def __init__(self, builder: Any, bases: Value, numbers: dict[str, int]) -> None:
         self.builder, self._bases, self._numbers = builder, bases, numbers
         self._pointers: dict[str, Value] = {}
+        self.loaded: dict[tuple[str, tuple[int, ...]], Value] = {}
 
     def pointer(self, array: str) -> Value:
         """Base of an array of this machine."""
@@ -46,21 +53,35 @@ class Lowering:
             self._pointers[array] = self.builder.load(self.builder.gep(self._bases, [I64(self._numbers[array])]))
         return self._pointers[array]
 
-    def run(self, closed: ClosedJaxpr) -> list[np.ndarray]:
-        """Translate a closed jaxpr without arguments."""
+    def run(self, closed: ClosedJaxpr, finish: Callable[[list[np.ndarray]], None]) -> None:
+        """Translate a closed jaxpr without arguments; ``finish`` takes its results and ends the block, once for each way through the splits."""
         consts = [_elements(np.asarray(c), np.asarray(c).dtype) for c in closed.consts]
-        return self._call(closed.jaxpr, consts, [])
+        self._run(closed.jaxpr, 0, dict(zip(closed.jaxpr.constvars, consts, strict=True)), finish)
+
+    def _run(self, jaxpr: Any, first: int, known: dict[Any, np.ndarray], finish: Callable[[list[np.ndarray]], None]) -> None:
+        for number, eqn in enumerate(jaxpr.eqns[first:], first):
+            args = [_value(atom, known) for atom in eqn.invars]
+            condition = args[0].item() if eqn.primitive is split_p else None
+            if condition is None or isinstance(condition, ir.Constant):
+                known.update(zip(eqn.outvars, args if condition is not None else self._equation(eqn, args), strict=True))
+                continue
+            yes, no = (self.builder.append_basic_block(f"split_{number}") for _ in range(2))
+            self.builder.cbranch(condition, yes, no)
+            pointers, loaded = self._pointers, self.loaded
+            for block, value in ((yes, True), (no, False)):
+                self.builder.position_at_end(block)
+                self._pointers, self.loaded = dict(pointers), dict(loaded)
+                self._run(jaxpr, number + 1, known | {eqn.outvars[0]: _elements(np.asarray(value), np.dtype(bool))}, finish)
+            return
+        finish([_value(atom, known) for atom in jaxpr.outvars])
 
     def _call(self, jaxpr: Any, consts: list[np.ndarray], args: list[np.ndarray]) -> list[np.ndarray]:
         known: dict[Any, np.ndarray] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
-        def value(atom: Any) -> np.ndarray:
-            return _elements(np.asarray(atom.val), np.asarray(atom.val).dtype) if isinstance(atom, Literal) else known[atom]
-
         for eqn in jaxpr.eqns:
-            outs = self._equation(eqn, [value(atom) for atom in eqn.invars])
+            outs = self._equation(eqn, [_value(atom, known) for atom in eqn.invars])
             known.update(zip(eqn.outvars, outs, strict=True))
-        return [value(atom) for atom in jaxpr.outvars]
+        return [_value(atom, known) for atom in jaxpr.outvars]
 
     def _equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         name, params = eqn.primitive.name, eqn.params
@@ -122,7 +143,10 @@ class Lowering:
         for place in np.ndindex(*dynamic):
             for inner in np.ndindex(*(len(r) for r in kept)):
                 chosen = [r[i] for r, i in zip(kept, inner, strict=True)]
-                result[(*place, *inner)] = self.builder.load(self.address(array, pattern, size, [c[place] for c in clamped], chosen))
+                value = self.builder.load(self.address(array, pattern, size, [c[place] for c in clamped], chosen))
+                result[(*place, *inner)] = value
+                if not pattern:
+                    self.loaded[array, tuple(chosen)] = value
         return result
 
     def _clamp(self, index: np.ndarray, size: int) -> np.ndarray:
@@ -152,6 +176,10 @@ class Lowering:
         return self.builder.gep(self.pointer(array), [total], inbounds=True)
 
 
+def _value(atom: Any, known: dict[Any, np.ndarray]) -> np.ndarray:
+    return _elements(np.asarray(atom.val), np.asarray(atom.val).dtype) if isinstance(atom, Literal) else known[atom]
+
+
 def _dynamic_sizes(pattern: Any, size: Any) -> list[int]:
     return [n for part, n in zip(pattern, size, strict=False) if part[0] == "dynamic"]
 
@@ -159,6 +187,7 @@ def _dynamic_sizes(pattern: Any, size: Any) -> list[int]:
 def emit_writes(lowering: Lowering, flat: list[np.ndarray], targets: list[Any], closed: ClosedJaxpr, arrays: dict[str, Any]) -> None:
     """Store each write where it is enabled. ``flat`` holds, write by write: dynamic indices, value, enabled."""
     rest = iter(zip(flat, closed.out_avals, strict=True))
+    written = Counter(array for array, _, _ in targets)
     for array, is_add, index in targets:
         size, _ = arrays[array]
         dynamic = [next(rest)[0] for part in index if part is None]
@@ -171,18 +200,22 @@ def emit_writes(lowering: Lowering, flat: list[np.ndarray], targets: list[Any], 
         for place in np.ndindex(*outer):
             predicate = np.broadcast_to(enabled, outer)[place]
             chosen_index = [np.broadcast_to(d, outer)[place] for d in dynamic]
-            _store(lowering, array, pattern, size, chosen_index, kept, value[place], predicate, is_add)
+            known = lowering.loaded if written[array] == 1 and not pattern else {}
+            _store(lowering, array, pattern, size, chosen_index, kept, value[place], predicate, is_add, known)
 
 
 def _store(
     lowering: Lowering, array: str, pattern: Any, size: Any, dynamic: Any, kept: list[range], value: Any, predicate: Any,
-    is_add: bool,
+    is_add: bool, known: dict[tuple[str, tuple[int, ...]], Value],
 ) -> None:  # fmt: skip
     def body() -> None:
         for inner in np.ndindex(*(len(r) for r in kept)):
-            place = lowering.address(array, pattern, size, dynamic, [r[i] for r, i in zip(kept, inner, strict=True)])
+            chosen = [r[i] for r, i in zip(kept, inner, strict=True)]
             new = value[inner] if kept else value
             new = new if isinstance(new, ir.Value) else new.item()
+            if _is(new, 0) if is_add else new is known.get((array, tuple(chosen))):
+                continue
+            place = lowering.address(array, pattern, size, dynamic, chosen)
             lowering.builder.store(lowering.builder.add(lowering.builder.load(place), new) if is_add else new, place)
 
     lowering.pointer(array)
@@ -201,12 +234,44 @@ def _elements(value: np.ndarray, dtype: Any) -> np.ndarray:
     return result
 
 
+def _is(value: Value, constant: int) -> bool:
+    """Whether a value is this constant, -1 for all bits set."""
+    return isinstance(value, ir.Constant) and value.constant == constant & (1 if value.type == BOOL else 0xFFFFFFFF)
+
+
+def _and(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    for one, other in (args, args[::-1]):
+        if _is(one, 0) or _is(other, -1):
+            return one
+    return b.and_(*args)
+
+
+def _or(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    for one, other in (args, args[::-1]):
+        if _is(one, -1) or _is(other, 0):
+            return one
+    return b.or_(*args)
+
+
+def _not(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    return _constant(~args[0].constant & 1, np.bool_) if isinstance(args[0], ir.Constant) and args[0].type == BOOL else b.not_(args[0])
+
+
+def _select(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    which, no, yes = args
+    if isinstance(which, ir.Constant):
+        return yes if which.constant else no
+    return yes if yes is no else b.select(which, yes, no)
+
+
 def _binary(operation: str) -> Callable[..., Value]:
     return lambda b, args, dtype_in, dtype_out, params: getattr(b, operation)(*args)
 
 
 def _compare(operator: str) -> Callable[..., Value]:
     def emit(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+        if operator in "==!=" and all(isinstance(arg, ir.Constant) for arg in args):
+            return _constant((args[0].constant == args[1].constant) == (operator == "=="), np.bool_)
         return (b.icmp_signed if dtype_in == np.int32 else b.icmp_unsigned)(operator, *args)
 
     return emit
@@ -240,12 +305,12 @@ def _sign(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any)
 
 
 _SCALARS: dict[str, Callable[..., Value]] = {
-    "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "and": _binary("and_"), "or": _binary("or_"), "xor": _binary("xor"),
-    "not": _binary("not_"), "neg": _binary("neg"), "shift_left": _binary("shl"), "shift_right_logical": _binary("lshr"),
+    "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "and": _and, "or": _or, "xor": _binary("xor"),
+    "not": _not, "neg": _binary("neg"), "shift_left": _binary("shl"), "shift_right_logical": _binary("lshr"),
     "shift_right_arithmetic": _binary("ashr"), "div": _division("sdiv", "udiv"), "rem": _division("srem", "urem"), "clz": _clz, "sign": _sign,
     "eq": _compare("=="), "ne": _compare("!="), "lt": _compare("<"), "le": _compare("<="), "gt": _compare(">"), "ge": _compare(">="),
     "max": _extreme(">"), "min": _extreme("<"), "convert_element_type": _convert,
-    "select_n": lambda b, args, dtype_in, dtype_out, params: b.select(args[0], args[2], args[1]),
+    "select_n": _select,
     "clamp": lambda b, args, dtype_in, dtype_out, params: _extreme("<")(
         b, [_extreme(">")(b, args[:2], dtype_out, dtype_out, {}), args[2]], dtype_out, dtype_out, {}
     ),

@@ -24,7 +24,7 @@ import numpy as np
 from llvmlite import ir
 
 from lufjax import state as st
-from lufjax.lowering import Lowering, emit_writes, read_p
+from lufjax.lowering import Lowering, emit_writes, read_p, split_p
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase
 from lufjax.phases.draft import Draft, Target, split_writes
@@ -68,7 +68,7 @@ def trace_kernel(group: str, shape: MachineShape, arrays: dict[str, tuple[tuple[
             fields[column] = read("params", (column,))
         own = len(MachineParams._fields) - 1
         params = MachineParams(*fields[:own], policy=FlushPolicy(*fields[own:]))
-        draft = Draft(shape, params, read, lambda array: arrays[array][1])
+        draft = Draft(shape, params, read, lambda array: arrays[array][1], split=split_p.bind)
         KERNELS[group](draft, jnp.bool_(True))
         targets[:], traced = split_writes(draft.finish())
         return traced
@@ -94,8 +94,12 @@ def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tupl
         function.attributes.add("noinline")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         lowering = Lowering(builder, function.args[0], numbers)
-        emit_writes(lowering, lowering.run(closed), targets, closed, arrays)
-        lowering.builder.ret_void()
+
+        def finish(values: list[np.ndarray], lowering: Lowering = lowering, closed: Any = closed, targets: list[Any] = targets) -> None:
+            emit_writes(lowering, values, targets, closed, arrays)
+            lowering.builder.ret_void()
+
+        lowering.run(closed, finish)
         kernels[group] = function
     _emit_run_lane(module, program, kernels, numbers)
     return module

@@ -75,7 +75,7 @@ def move_frames(m: Draft, cpu: Array, left: Array, refills: Array, drains: Array
     """
     step = jnp.arange(MOVE)
     rules = m.rules
-    changes_tags = (rules.buddy_tag == 1) | (rules.buddy_merge == 1) | (rules.refill_tag == 1)
+    changes_tags = m.split((rules.buddy_tag == 1) | (rules.buddy_merge == 1) | (rules.refill_tag == 1))
     moved = jnp.where(refills | drains, jnp.minimum(left, jnp.where(changes_tags, 1, MOVE)), 0)
     (head, count), free_head = m.get("pcp", cpu), m.r.free_head
     cpus = jnp.full((MOVE,), cpu)

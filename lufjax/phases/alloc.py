@@ -14,17 +14,17 @@ from lufjax.phases.draft import Draft
 
 def alloc(m: Draft, enabled: Array) -> None:
     """get_page_from_freelist: wake kswapd, reclaim directly, refill, pop, and discharge the frame's debt at its take-off."""
-    code = m.r.phase
+    code, done = m.r.phase, m.split(enabled & (m.r.phase == Phase.ALLOC_DONE))
     in_load_mode = m.p.load_mode == 1
     begin = enabled & (code == Phase.ALLOC)
     m.put_regs(begin & in_load_mode & (m.r.free_count < m.p.wmark_low), kswapd_on=1)
     m.put_regs(begin, rf_tag=0)
-    stalls = begin & in_load_mode & (m.r.free_count < m.p.wmark_min)
+    stalls = m.split(begin & in_load_mode & (m.r.free_count < m.p.wmark_min))
     m.count("allocstall", stalls)
     m.put_regs(stalls, rc_pages=2, rc_entries=4, rc_cpu=m.c, rc_background=0, rc_named=-1, rc_ret=Phase.ALLOC_TAKE)
     m.goto(Phase.RECLAIM, stalls)
 
-    todo = enabled & ~stalls
+    todo = enabled & ~stalls & ~done
     head, count = m.get("pcp", m.c)
     pcp_empty = count == 0
     both_empty = pcp_empty & (m.r.free_count == 0)
@@ -34,7 +34,7 @@ def alloc(m: Draft, enabled: Array) -> None:
     releases = todo & in_load_mode & both_empty & (code == Phase.ALLOC_RETRY) & (m.r.q_count > 0)
     m.put_regs(releases, rl_all=1, rl_ret=Phase.ALLOC_POP)
     m.goto(Phase.RELEASE, releases)
-    todo = todo & ~drains & ~releases & (code != Phase.ALLOC_DONE)
+    todo = todo & ~drains & ~releases
     refills = todo & pcp_empty & (m.r.free_count > 0)
     m.put_regs(refills, rf_left=jnp.minimum(m.p.pcp_batch, m.r.free_count))
     m.goto(Phase.REFILL, refills)
@@ -46,7 +46,7 @@ def alloc(m: Draft, enabled: Array) -> None:
     m.put_regs(fails, alloc_frame=-1)
     m.goto(m.r.alloc_ret, fails)
 
-    pops = todo & ~pcp_empty
+    pops = m.split(todo & ~pcp_empty)
     top = m.get("pcp_ring", m.c, head & (st.ring_size(m.shape.pcp_slots) - 1))
     frame = jnp.where(pops, top, m.r.alloc_frame)
     m.put("pcp", m.c, jnp.stack([head + 1, count - 1]), pops)
@@ -56,7 +56,7 @@ def alloc(m: Draft, enabled: Array) -> None:
     row, owed = debt_of(m, m.get("frame", frame)), m.get("owed", frame)
     m.bump("nr_pending", pops & ~cpumask.is_empty(owed), -1)
     flushes = discharge(m, row, owed, pops & ~is_half, cpu=m.c, is_foreign=m.r.alloc_foreign == 1, then=Phase.ALLOC_DONE)
-    taken = (pops & ~is_half & ~flushes) | (enabled & (code == Phase.ALLOC_DONE))
+    taken = (pops & ~is_half & ~flushes) | done
     hand_out(m, frame, taken)
     m.goto(m.r.alloc_ret, taken)
 
@@ -77,7 +77,7 @@ def discharge(
 
     Returns whether there is one.
     """
-    has_debt = enabled & ~cpumask.is_empty(owed)
+    has_debt = m.split(enabled & ~cpumask.is_empty(owed))
     new_owner = jnp.where(is_foreign, -1, m.loaded)
     by_owner = m.rules.reclaim_flush == 4
     recycled = has_debt & by_owner & (row[st.OWNER] == new_owner) & (new_owner >= 0)
@@ -116,7 +116,7 @@ def debt_of(m: Draft, row: Array) -> Array:
 
 def pcp(m: Draft, enabled: Array) -> None:
     """rmqueue_bulk and free_pcppages_bulk, a bounded number of frames at a time."""
-    refills = enabled & (m.r.phase == Phase.REFILL)
+    refills = m.split(enabled & (m.r.phase == Phase.REFILL))
     drains = enabled & (m.r.phase == Phase.PCP_DRAIN)
     cpu = jnp.where(refills, m.c, m.r.pd_cpu)
     left = frames.move_frames(m, cpu, jnp.where(refills, m.r.rf_left, m.r.pd_left), refills, drains)

@@ -89,10 +89,11 @@ class Draft:
     """
 
     def __init__(
-        self, shape: MachineShape, params: MachineParams, read: Callable[[str, Index], Array], dtype_of: Callable[[str], Any]
+        self, shape: MachineShape, params: MachineParams, read: Callable[[str, Index], Array], dtype_of: Callable[[str], Any],
+        split: Callable[[Array], Array] = lambda condition: condition,
     ) -> None:  # fmt: skip
         self.shape, self.p, self.rules = shape, params, params.policy
-        self._read, self._dtype_of = read, dtype_of
+        self._read, self._dtype_of, self.split = read, dtype_of, split
         self._writes: list[Write] = []
         self._written: set[str] = set()
         self._counts: dict[str, Array] = {}

@@ -35,7 +35,7 @@ def fault(m: Draft, enabled: Array) -> None:
     m.count("sigbus", begin & allowed & is_gone)
     m.complete(begin & (~allowed | is_gone))
     begin = begin & allowed & ~is_gone
-    pays = begin & is_store & is_present & (m.rules.write_fault_flush == WP)
+    pays = m.split(begin & is_store & is_present & (m.rules.write_fault_flush == WP))
     hooked = m.forced_flush(pays, Phase.FAULT_CLASSIFY, Payer.FAULT, mm=m.m, page=m.shared_file(page))
 
     ready = enabled & (begin | (m.r.phase == Phase.FAULT_CLASSIFY)) & ~hooked
@@ -92,14 +92,14 @@ def cow(m: Draft, enabled: Array) -> None:
 def install(m: Draft, enabled: Array) -> None:
     """set_pte_at: the page is in a frame; the PTE, the reverse map and the TLB learn of it, and a store is performed."""
     code, frame = m.r.phase, m.r.alloc_frame
-    is_store, is_half = for_store(m), m.op == Op.FAULT_INSTALL
+    is_store, is_half = m.split(for_store(m)), m.op == Op.FAULT_INSTALL
     m.complete(enabled & (code == Phase.INSTALL_READ) & (frame < 0))
     row = m.get("frame", frame)
     keeps = keep(m, frame, row, enabled & (code == Phase.INSTALL_RESIDENT), Phase.INSTALL_RESIDENT)
     todo = enabled & (frame >= 0) & ~keeps
     page = m.get("page", m.pid)
     backing, promise = page[st.BACKING], page[st.PROMISE]
-    reads = todo & (code == Phase.INSTALL_READ)
+    reads = m.split(todo & (code == Phase.INSTALL_READ))
     _arrive(m, frame, row, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
 
     pte = m.get("pte", m.pid)
@@ -109,7 +109,7 @@ def install(m: Draft, enabled: Array) -> None:
     m.flush_mm(pays, Phase.INSTALL_MARKED, cpu=m.c, mm=m.m, payer=Payer.FAULT)
     before = todo & ~paid & ~pays & (m.r.fault_hook == BEFORE)
     m.goto(Phase.INSTALL_BEFORE, before)
-    sets = todo & ~pays & ~before & ~filled
+    sets = m.split(todo & ~pays & ~before & ~filled)
     full = frames.rmap_add(m, frame, m.pid, sets & ((pte & st.PTE_PRESENT) == 0))
     m.fault(Fault.RMAP_FULL, full)
     write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
@@ -152,7 +152,7 @@ def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, re
 def keep(m: Draft, frame: Array, row: Array, enabled: Array, then: Phase) -> Array:
     """``kept_debt`` of a frame that is taken back from the unmap batch. Returns whether a flush was requested, after which ``then`` tries again."""
     owed = m.get("owed", frame)
-    kept = enabled & (row[st.STATE] == st.IN_BATCH) & ~cpumask.is_empty(owed)
+    kept = m.split(enabled & (row[st.STATE] == st.IN_BATCH) & ~cpumask.is_empty(owed))
     flushes = kept & (m.rules.kept_debt == FLUSHED)
     m.flush_batch(flushes, then, cpu=m.c, mask=owed, payer=Payer.FAULT)
     clears = kept & (m.rules.kept_debt != CARRIED)

@@ -19,7 +19,7 @@ NO_BACKING = -9
 
 def fetch(m: Draft, enabled: Array) -> None:
     """Start an event: the access, or the phase that executes the operation."""
-    is_access = (m.op == Op.LOAD) | (m.op == Op.STORE)
+    is_access = m.split((m.op == Op.LOAD) | (m.op == Op.STORE))
     can_run = (m.cpu_row[st.LAZY] == 0) & (m.cpu_row[st.GATHER_KIND] == 0)
     access(m, enabled & is_access & can_run)
     m.disabled(enabled & is_access & ~can_run)
@@ -34,7 +34,7 @@ def fetch(m: Draft, enabled: Array) -> None:
 
 def access(m: Draft, enabled: Array) -> None:
     """LOAD or STORE up to the fault: L1, L2, walk."""
-    is_store = m.op == Op.STORE
+    is_store = m.split(m.op == Op.STORE)
     m.count("accesses", enabled, m.repeat)
     m.count("loads", enabled & ~is_store, m.repeat)
     m.count("stores", enabled & is_store, m.repeat)
@@ -45,7 +45,7 @@ def access(m: Draft, enabled: Array) -> None:
     row1, row2 = m.get("tlb1", index1, m.c), m.get("tlb2", index2, m.c)
     live1, live2 = tlb.is_live(row1, flushed_at), tlb.is_live(row2, flushed_at)
     match1, match2 = live1 & (row1[:, st.TAG] == tag), live2 & (row2[:, st.TAG] == tag)
-    hit1, hit2 = match1.any(), match2.any()
+    hit1, hit2 = m.split(match1.any()), match2.any()
     hit = hit1 | hit2
     entry = jnp.where(hit1, tlb.pick(row1, match1), tlb.pick(row2, match2))
     data = entry[st.DATA]
@@ -53,11 +53,11 @@ def access(m: Draft, enabled: Array) -> None:
     is_present, is_writable = (pte & st.PTE_PRESENT) != 0, (pte & st.PTE_WRITABLE) != 0
     pte_frame = pte >> st.PTE_SHIFT
 
-    used = hit & (~is_store | ((data & 3) == (st.WRITABLE | st.DIRTY)))
+    used = m.split(hit & (~is_store | ((data & 3) == (st.WRITABLE | st.DIRTY))))
     can_walk = is_present & (~is_store | is_writable)
     upgrade = hit & ~used & can_walk
     walk = ~hit & can_walk
-    refill = upgrade | walk
+    refill = m.split(upgrade | walk)
     faults = ~used & ~refill
     is_stale = used & (
         ~is_present | (pte_frame != data >> 2) | (is_store & ((pte & (st.PTE_WRITABLE | st.PTE_DIRTY)) != (st.PTE_WRITABLE | st.PTE_DIRTY)))

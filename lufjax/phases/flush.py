@@ -22,7 +22,7 @@ def flush(m: Draft, enabled: Array) -> None:
     """flush_tlb_mm_range or arch_tlbbatch_flush, delivery included: who is interrupted, what each CPU then does, what is counted."""
     r, rules = m.r, m.rules
     start = enabled & (r.phase == Phase.FLUSH)
-    is_batch, sender, mm = r.fl_batch == BATCH, r.fl_cpu, r.fl_mm
+    is_batch, sender, mm = m.split(r.fl_batch == BATCH), r.fl_cpu, r.fl_mm
     for_mm = ~is_batch
     is_all = (r.fl_end < 0) | (r.fl_end - r.fl_start > rules.flush_ceiling)
     row = m.get("mm", mm)

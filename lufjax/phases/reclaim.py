@@ -29,7 +29,7 @@ def reclaim(m: Draft, enabled: Array) -> None:
     oldest_fast, oldest_slow = m.get("link", fast_end, st.NEXT), m.get("link", fast_end + 1, st.NEXT)
     makes_room = (m.r.slow_count == 0) & (oldest_slow != fast_end + 1)
     end, oldest = jnp.where(makes_room, fast_end + 1, fast_end), jnp.where(makes_room, oldest_slow, oldest_fast)
-    has_more = (m.r.rc_pages > 0) & (named | ((m.r.rc_entries > 0) & (oldest != end)))
+    has_more = m.split((m.r.rc_pages > 0) & (named | ((m.r.rc_entries > 0) & (oldest != end))))
     todo = enabled & has_more
     frame = jnp.where(named, m.r.rc_named, jnp.minimum(oldest, fast_end - 1))
     row, sites = m.get("frame", frame), m.get("rmap", frame)
@@ -37,9 +37,9 @@ def reclaim(m: Draft, enabled: Array) -> None:
     ptes = m.get("pte", sites)
     accessed = is_site & ((ptes & st.PTE_ACCESSED) != 0)
     is_held = row[st.REFS] > 0
-    rotates = todo & ~named & (is_held | accessed.any())
+    rotates = m.split(todo & ~named & (is_held | accessed.any()))
     leaves = todo & ~rotates
-    demotes = leaves & ~named & (frame < m.p.fast_frames) & (m.r.slow_count > 0)
+    demotes = m.split(leaves & ~named & (frame < m.p.fast_frames) & (m.r.slow_count > 0))
     unmaps = leaves & ~demotes
     m.count("pgscan", todo & ~named)
     m.count("pgrotated", rotates & ~is_held)
@@ -128,7 +128,7 @@ def clear_ptes(
     flushes = is_site & (rules.reclaim_flush != NEVER)
     queued = flushes & (rules.reclaim_flush != PAGE) & others
     admitted = jnp.where(rules.defer_pages == 0, ~any_writable, jnp.where(rules.defer_pages == 1, ~is_dirty, True))
-    deferred = may_defer & admitted & queued.any() & (rules.init_on_free != REFUSED)
+    deferred = m.split(enabled & may_defer & admitted & queued.any() & (rules.init_on_free != REFUSED))
     union = lax.reduce(jnp.where(queued[:, None], masks, jnp.uint32(0)), jnp.uint32(0), lax.bitwise_or, (0,))
     batched, defers = enabled & ~deferred, enabled & deferred
     m.set_mask("batch_mask", m.batch_mask | union, batched)
@@ -230,7 +230,7 @@ def batch_flushed(m: Draft, enabled: Array) -> None:
 def drain(m: Draft, enabled: Array) -> None:
     """try_to_unmap_flush at the end of a list, then free its frames, one at a time."""
     code = m.r.phase
-    begin = enabled & (code == Phase.DRAIN)
+    begin = m.split(enabled & (code == Phase.DRAIN))
     m.commit_deferred(begin)
     m.put_regs(begin, dr_next=0)
     flushes = begin & (m.r.need_flush == 1)
@@ -248,7 +248,7 @@ def drain(m: Draft, enabled: Array) -> None:
     frame = m.get("batch", m.r.dr_next) >> 1
     m.bump("dr_next", todo)
     row = m.get("frame", frame)
-    frees = todo & (row[st.STATE] == st.IN_BATCH)
+    frees = m.split(todo & (row[st.STATE] == st.IN_BATCH))
     page = row[st.PAGE_OF]
     home = m.get("backing", page, st.HOME)
     m.put("backing", (page, st.HOME), (home & 3) - 4, frees & (home >> 2 == frame))

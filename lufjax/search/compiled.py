@@ -73,7 +73,9 @@ def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays) -
     module = ir.Module(name="lufjax_key")
     kernel = ir.Function(module, KEY, name="key")
     lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), kernel.args[0], {name: i for i, name in enumerate(arrays)})
-    values, b = lowering.run(closed)[0], lowering.builder
+    b, found = lowering.builder, list[np.ndarray]()
+    lowering.run(closed, found.extend)
+    values = found[0]
     outside: Any = I32(0)
     for index in range(8 * words_of(width)):
         value = b.sub(values[index], I32(SMALLEST)) if index < width else I32(0)
