@@ -165,7 +165,13 @@ def _take_counters(state: MachineState) -> tuple[MachineState, dict[str, Any]]:
     counting = {"counters": state.counters, "histograms": state.histograms, "received": state.received, "violations": state.violations}
     scalars = {name: st.scalar(state, name) for name in (*names.GAUGES, "fault", "cursor")}
     host = jax.tree.map(np.array, jax.device_get({**counting, **scalars, "first": state.first}))
-    return state._replace(**jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), counting)), host
+    return state._replace(**jax.tree.map(_zeros_like, counting)), host
+
+
+def _zeros_like(leaf: Any) -> Any:
+    """On the devices where it is, or in the memory of the host."""
+    zeros = np.zeros(leaf.shape, leaf.dtype)
+    return jax.device_put(zeros, leaf.sharding) if isinstance(leaf, jax.Array) else zeros
 
 
 def _check_faults(counted: dict[str, Any], index: np.ndarray, point: int, is_real: np.ndarray) -> None:

@@ -205,28 +205,23 @@ def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:
 
 
 def run_block(
-    compiled: NativeProgram, params: MachineParams, state: MachineState, events: jax.Array, trace_index: jax.Array, stop: jax.Array
+    compiled: NativeProgram, params: MachineParams, state: MachineState, events: np.ndarray, trace_index: np.ndarray, stop: np.ndarray
 ) -> MachineState:  # fmt: skip
-    """Run every lane of a block to its stop, in place: the arrays of ``state`` are changed. Releases the GIL.
+    """Run every lane of a block to its stop, in place: the arrays of ``state``, contiguous ones of NumPy, are changed. Releases the GIL.
 
     Raises:
         RuntimeError: a lane needs a phase that its operations did not announce.
     """
     packed = np.ascontiguousarray(np.stack([np.asarray(leaf, np.int32) for leaf in [*params[:-1], *params.policy]], -1))
-    state, events, trace_index, stop = jax.block_until_ready((state, events, trace_index, stop))
     arrays = [*state, packed, events]
-    bases = (ctypes.c_void_p * len(arrays))(*(_address(array) for array in arrays))
+    bases = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
     strides = (ctypes.c_int64 * len(arrays))(*(math.prod(array.shape[1:]) for array in arrays))
     bad = compiled.run(
-        ctypes.addressof(bases), ctypes.addressof(strides), _address(trace_index), math.prod(events.shape[1:]), _address(stop), 0, len(packed)
+        ctypes.addressof(bases), ctypes.addressof(strides), trace_index.ctypes.data, math.prod(events.shape[1:]), stop.ctypes.data, 0, len(packed)
     )
     if bad:
         raise RuntimeError(f"{bad} lanes met a phase that is not compiled in")
     return state
-
-
-def _address(array: Any) -> int:
-    return array.unsafe_buffer_pointer() if isinstance(array, jax.Array) else array.ctypes.data
 
 
 assert len(list(itertools.chain(*GROUPS.values()))) == len(Phase)

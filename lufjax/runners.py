@@ -75,12 +75,7 @@ def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int
     compiled = native.compile_for(shape, program)
     workers = max(1, num_devices or num_cores())
     block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // (4 * workers))))
-    device = jax.devices("cpu")[0]
-
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.device_put(np.array(array), device)
-
-    return Runner(block, min(workers, -(-num_lanes // block)), put, put, partial(native.run_block, compiled))
+    return Runner(block, min(workers, -(-num_lanes // block)), np.array, np.ascontiguousarray, partial(native.run_block, compiled))
 
 
 def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
