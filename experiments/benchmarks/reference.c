@@ -968,8 +968,9 @@ static void fault_hook(struct machine *M, int c, const struct page *page, int wh
     if (M->lane->write_fault_flush == when && may_be_written(M, page)) forced_flush(M, c, M->cpu[c].loaded, shared_file(M, page), PAY_FAULT);
 }
 
-/* The program may store to the page from now on, if it could not since a fork. */
-static void grant(struct page *page) {
+/* A dirty PTE: what is in the page will be written out again; and the program may store to it, if it could not since a fork. */
+static void grant(struct machine *M, struct page *page) {
+    M->backing[page->backing].harvested = 0;
     if (page->promise_mapped && page->promise_backing == page->backing) page->promise_writable = 1;
 }
 
@@ -982,13 +983,22 @@ static void install(struct machine *M, int c, int m, int v, int f, bool is_store
     page->marker = 0;
     page->frame = f;
     rmap_add(M, f, m * M->num_vpns + v);
-    if (is_store) grant(page);
+    if (is_store) grant(M, page);
 }
 
 /* Does frame f wait in the batch for a flush that is not deferred? */
 static bool awaits_flush(const struct machine *M, int f) {
     for (int k = 0; k < M->num_batch; k++)
         if (M->batch_frame[k] == f && !M->batch_deferred[k]) return true;
+    return false;
+}
+
+/* Is a DONTNEED that has visited the page in progress? */
+static bool is_being_dropped(const struct machine *M, int m, int v) {
+    for (int c = 0; c < M->shape->num_cpus; c++) {
+        const struct gather *gather = &M->cpu[c].gather;
+        if (gather->kind == DONTNEED && M->cpu[c].loaded == m && gather->vs <= v && v < gather->ve) return true;
+    }
     return false;
 }
 
@@ -1003,7 +1013,7 @@ static bool copy_on_write(struct machine *M, int c, int m, int v) {
     if (page->present) clear_pte(M, page);
     if (owes_flush && M->lane->cow_flush) flush_mm(M, c, m, one_page(v), false, PAY_FAULT);
     page->backing = copy;
-    if (page->promise_mapped && page->promise_backing == b) page->promise_backing = copy;
+    if (page->promise_mapped && page->promise_backing == b && !is_being_dropped(M, m, v)) page->promise_backing = copy;
     move_in(M, f, copy, M->backing[copy].truth);
     if (is_anon(M, b)) {
         M->backing[b].sharers--;
@@ -1032,7 +1042,7 @@ static bool resolve_fault(struct machine *M, int c, int m, int v, bool is_store)
     if (page->present && is_own) {
         fault_hook(M, c, page, FAULT_BEFORE);
         page->writable = page->dirty = page->accessed = 1;
-        grant(page);
+        grant(M, page);
         return true;
     }
     if (is_store && !is_own) return copy_on_write(M, c, m, v);

@@ -79,7 +79,7 @@ def cow(m: Draft, enabled: Array) -> None:
     m.fault(Fault.ANON_POOL_EMPTY, copied & (m.r.anon_top <= 0))
     fresh, version = frames.take_anon(m, backing, copied, home=frame * 4)
     promise = page[st.PROMISE]
-    follows = (promise >> 2 == backing) & ((promise & 1) != 0)
+    follows = (promise >> 2 == backing) & ((promise & 1) != 0) & ~_is_being_dropped(m)
     new_promise = jnp.where(follows, fresh * 4 + (promise & 3), promise)
     m.put("page", (m.pid, slice(st.BACKING, st.PROMISE + 1)), jnp.stack([fresh, new_promise]), copied)
     for references in ("shared", "sharers"):
@@ -87,6 +87,13 @@ def cow(m: Draft, enabled: Array) -> None:
     hold(m, frame, fresh, version, copied)
     frames.lru_append(m, frame, copied)
     m.goto(Phase.INSTALL_COPY, copied)
+
+
+def _is_being_dropped(m: Draft) -> Array:
+    """Whether a DONTNEED that has visited the page of the event is in progress, on any CPU."""
+    cpus, ranges = m.get("cpu"), m.get("gather")
+    is_open = (cpus[:, st.GATHER_KIND] == Op.MADVISE_DONTNEED) & (cpus[:, st.LOADED] == m.m)
+    return (is_open & (ranges[:, st.VS] <= m.v) & (m.v < ranges[:, st.VE])).any()
 
 
 def install(m: Draft, enabled: Array) -> None:
@@ -100,9 +107,7 @@ def install(m: Draft, enabled: Array) -> None:
     page = m.get("page", m.pid)
     backing, promise = page[st.BACKING], page[st.PROMISE]
     reads = m.split(todo & (code == Phase.INSTALL_READ))
-    _arrive(m, frame, row, backing, reads, todo & (code == Phase.INSTALL_RESIDENT))
-
-    pte = m.get("pte", m.pid)
+    pte, packed = m.get("pte", m.pid), m.get("backing", backing)
     filled = todo & (code == Phase.INSTALL_FILL)
     paid = filled | (todo & (code == Phase.INSTALL))
     pays = todo & ~paid & (code != Phase.INSTALL_MARKED) & ((pte & st.PTE_MARKER) != 0) & is_store & (m.rules.marker_fault == 1)
@@ -112,6 +117,7 @@ def install(m: Draft, enabled: Array) -> None:
     sets = m.split(todo & ~pays & ~before & ~filled)
     full = frames.rmap_add(m, frame, m.pid, sets & ((pte & st.PTE_PRESENT) == 0))
     m.fault(Fault.RMAP_FULL, full)
+    _arrive(m, frame, row, backing, packed, reads, todo & (code == Phase.INSTALL_RESIDENT), dirties=sets & is_store)
     write_bits = jnp.where(is_store, st.PTE_WRITABLE | st.PTE_DIRTY, 0)
     m.put("pte", m.pid, (frame << st.PTE_SHIFT) | st.PTE_PRESENT | st.PTE_ACCESSED | write_bits, sets)
     is_promised = ((promise & 1) != 0) & (promise >> 2 == backing)
@@ -133,9 +139,11 @@ def hook(m: Draft, enabled: Array) -> None:
     m.forced_flush(enabled, then, Payer.FAULT, mm=m.m, page=m.shared_file(m.get("page", m.pid)))
 
 
-def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, resident: Array) -> None:
-    """The frame joins the inactive list: read in just now, or taken back from the unmap batch."""
-    truth, stored, home = m.get("backing", backing)
+def _arrive(
+    m: Draft, frame: Array, row: Array, backing: Array, packed: Array, reads: Array, resident: Array, *, dirties: Array
+) -> None:  # fmt: skip
+    """The frame joins the inactive list: read in just now, or taken back from the unmap batch. Where a PTE ``dirties`` it, it will be written out."""
+    truth, stored, home = packed
     is_gone = (backing >= m.shape.num_file_pages) & ((home & 3) == 2)
     truth, stored = truth + is_gone.astype(jnp.int32), jnp.where(is_gone, truth + 1, stored)
     rescued = resident & (row[st.STATE] == st.IN_BATCH)
@@ -145,7 +153,8 @@ def _arrive(m: Draft, frame: Array, row: Array, backing: Array, reads: Array, re
     new = jnp.where(reads, jnp.stack([backing, stored, backing]), kept)
     used = jnp.full((1,), st.USED_STATE, jnp.int32)
     m.put("frame", (frame, slice(st.STATE, st.PAGE_OF + 1)), jnp.concatenate([used, new]), reads | rescued)
-    m.put("backing", backing, jnp.stack([truth, stored, frame * 4 + (home & 1)]), reads)
+    read_in = jnp.stack([truth, stored, frame * 4 + (home & 1)])
+    m.put("backing", backing, jnp.where(reads, read_in, jnp.stack([packed[st.TRUTH], packed[st.STORED], home & ~2])), reads | dirties)
     frames.lru_append(m, frame, reads | rescued)
 
 

@@ -7,6 +7,7 @@ from .counting import Counts
 from .state import MAYWRITE, READ, SHARED, WRITE, Page, State
 
 OFF, WP, BEFORE, AFTER = range(4)
+DONTNEED = 6
 
 
 def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
@@ -60,7 +61,7 @@ def _resolve(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> boo
     if page.present and not is_copied:
         _hook(s, n, c, page, BEFORE)
         page.writable = page.dirty = page.accessed = True
-        _grant(page)
+        _made_writable(s, page)
         return True
     if is_store and is_copied:
         return _copy_on_write(s, n, c, m, v)
@@ -91,7 +92,7 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
     if owes_flush and s.policy["cow_flush"]:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "fault")
     page.backing = copy
-    if page.promise.backing == b:
+    if page.promise.backing == b and not _is_being_dropped(s, m, v):
         page.promise.backing = copy
     frames.make_home(s, f, copy, s.backings[copy].truth)
     if s.is_anon(b):
@@ -99,6 +100,12 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
         anonymous.release(s, b)
     _install(s, n, c, m, v, f, True)
     return True
+
+
+def _is_being_dropped(s: State, m: int, v: int) -> bool:
+    """Is a DONTNEED that has visited the page in progress?"""
+    gathers = [cpu.gather for cpu in s.cpus if cpu.gather is not None and cpu.loaded == m]
+    return any(gather.op == DONTNEED and gather.vs <= v < gather.ve for gather in gathers)
 
 
 def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> bool:
@@ -128,10 +135,11 @@ def _install(s: State, n: Counts, c: int, m: int, v: int, f: int, writable: bool
     _hook(s, n, c, s.page(m, v), BEFORE)
     frames.set_pte(s, m, v, f, writable)
     if writable:
-        _grant(s.page(m, v))
+        _made_writable(s, s.page(m, v))
 
 
-def _grant(page: Page) -> None:
-    """The program may store to the page from now on, if it could not since a fork."""
+def _made_writable(s: State, page: Page) -> None:
+    """A dirty PTE: what is in the page will be written out again; and the program may store to it, if it could not since a fork."""
+    s.backings[page.backing].harvested = False
     if page.promise.backing == page.backing:
         page.promise.writable = True
