@@ -993,15 +993,6 @@ static bool awaits_flush(const struct machine *M, int f) {
     return false;
 }
 
-/* Is a DONTNEED that has visited the page in progress? */
-static bool is_being_dropped(const struct machine *M, int m, int v) {
-    for (int c = 0; c < M->shape->num_cpus; c++) {
-        const struct gather *gather = &M->cpu[c].gather;
-        if (gather->kind == DONTNEED && M->cpu[c].loaded == m && gather->vs <= v && v < gather->ve) return true;
-    }
-    return false;
-}
-
 static bool copy_on_write(struct machine *M, int c, int m, int v) {
     struct page *page = &M->page[m * M->num_vpns + v];
     int b = page->backing, f = alloc_frame(M, c, m, false);
@@ -1013,7 +1004,7 @@ static bool copy_on_write(struct machine *M, int c, int m, int v) {
     if (page->present) clear_pte(M, page);
     if (owes_flush && M->lane->cow_flush) flush_mm(M, c, m, one_page(v), false, PAY_FAULT);
     page->backing = copy;
-    if (page->promise_mapped && page->promise_backing == b && !is_being_dropped(M, m, v)) page->promise_backing = copy;
+    if (page->promise_mapped && page->promise_backing == b) page->promise_backing = copy;
     move_in(M, f, copy, M->backing[copy].truth);
     if (is_anon(M, b)) {
         M->backing[b].sharers--;
@@ -1069,6 +1060,17 @@ static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
     if (is_store) perform_store(M, page->frame, page->backing, false);
 }
 
+/* Is a DONTNEED that has visited the page, a private one, in progress? */
+static bool is_being_dropped(const struct machine *M, int m, int v) {
+    const struct page *page = &M->page[m * M->num_vpns + v];
+    for (int c = 0; c < M->shape->num_cpus; c++) {
+        const struct gather *gather = &M->cpu[c].gather;
+        if (gather->kind == DONTNEED && M->cpu[c].loaded == m && gather->vs <= v && v < gather->ve)
+            return page->vma == NONE || !(M->vma[page->vma] & VMA_SHARED);
+    }
+    return false;
+}
+
 /* 8. What is checked: an access through a stale entry. */
 static void judge_stale(struct machine *M, int c, int m, int v, const struct way *entry, int n, bool is_store) {
     const struct page *page = &M->page[m * M->num_vpns + v];
@@ -1076,11 +1078,12 @@ static void judge_stale(struct machine *M, int c, int m, int v, const struct way
     const struct backing *backing = page->promise_mapped ? &M->backing[page->promise_backing] : NULL;
     int b = page->promise_backing;
     bool exact = backing && frame->content == b && frame->version == backing->truth;
-    bool advanced = page->epoch > entry->filled, named = backing && !advanced && page->backing == b, wrong[NUM_CLASSES] = { false };
+    bool is_backed = page->backing == b && !is_being_dropped(M, m, v);
+    bool advanced = page->epoch > entry->filled, named = backing && !advanced && is_backed, wrong[NUM_CLASSES] = { false };
     wrong[REUSE] = frame->handed > entry->filled && !exact;
     wrong[MAPPING] = advanced && !exact;
     wrong[PERMISSION] = is_store && backing && !page->promise_writable;
-    wrong[LOST_STORE] = is_store && (named || (exact && page->backing == b)) && (backing->home != entry->frame || backing->harvested);
+    wrong[LOST_STORE] = is_store && (named || (exact && is_backed)) && (backing->home != entry->frame || backing->harvested);
     bool is_old = named && (frame->content == b || (backing->parent != NONE && frame->content == backing->parent));
     wrong[OLD_VALUE] = !is_store && is_old && !exact;
     bool any = false;

@@ -79,7 +79,7 @@ def cow(m: Draft, enabled: Array) -> None:
     m.fault(Fault.ANON_POOL_EMPTY, copied & (m.r.anon_top <= 0))
     fresh, version = frames.take_anon(m, backing, copied, home=frame * 4)
     promise = page[st.PROMISE]
-    follows = (promise >> 2 == backing) & ((promise & 1) != 0) & ~_is_being_dropped(m)
+    follows = (promise >> 2 == backing) & ((promise & 1) != 0)
     new_promise = jnp.where(follows, fresh * 4 + (promise & 3), promise)
     m.put("page", (m.pid, slice(st.BACKING, st.PROMISE + 1)), jnp.stack([fresh, new_promise]), copied)
     for references in ("shared", "sharers"):
@@ -87,13 +87,6 @@ def cow(m: Draft, enabled: Array) -> None:
     hold(m, frame, fresh, version, copied)
     frames.lru_append(m, frame, copied)
     m.goto(Phase.INSTALL_COPY, copied)
-
-
-def _is_being_dropped(m: Draft) -> Array:
-    """Whether a DONTNEED that has visited the page of the event is in progress, on any CPU."""
-    cpus, ranges = m.get("cpu"), m.get("gather")
-    is_open = (cpus[:, st.GATHER_KIND] == Op.MADVISE_DONTNEED) & (cpus[:, st.LOADED] == m.m)
-    return (is_open & (ranges[:, st.VS] <= m.v) & (m.v < ranges[:, st.VE])).any()
 
 
 def install(m: Draft, enabled: Array) -> None:

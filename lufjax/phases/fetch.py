@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
-from lufjax.events import Op, Violation
+from lufjax.events import Op, Violation, VmaFlag
 from lufjax.kernels import tlb
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
@@ -118,8 +118,9 @@ def stale(m: Draft, enabled: Array) -> None:
     content, version, advanced = row[st.CONTENT], row[st.VERSION], page[st.EPOCH] > filled
     classes = classes_of(Facts(
         is_store=is_store, is_mapped=is_mapped, is_writable=(page[st.PROMISE] & 2) != 0, is_reused=row[st.HANDED] > filled, advanced=advanced,
-        is_backed=(page[st.VMA] >= 0) & (page[st.BACKING] == backing), holds=content == backing, is_current=version == truth,
-        is_older=version < truth, holds_parent=(parent >= 0) & (content == parent), is_home=home >> 2 == frame, harvested=(home & 2) != 0,
+        is_backed=(page[st.VMA] >= 0) & (page[st.BACKING] == backing) & ~_is_being_dropped(m, page), holds=content == backing,
+        is_current=version == truth, is_older=version < truth, holds_parent=(parent >= 0) & (content == parent), is_home=home >> 2 == frame,
+        harvested=(home & 2) != 0,
     ))  # fmt: skip
     assert classes.shape[0] == len(Violation)
     hits = enabled & classes
@@ -139,12 +140,20 @@ def stale(m: Draft, enabled: Array) -> None:
     m.complete(enabled)
 
 
+def _is_being_dropped(m: Draft, page: Array) -> Array:
+    """Whether a DONTNEED that has visited the page of the event, a private one, is in progress on any CPU."""
+    cpus, ranges, flags = m.get("cpu"), m.get("gather"), m.get("vma", jnp.maximum(page[st.VMA], 0))
+    is_open = (cpus[:, st.GATHER_KIND] == Op.MADVISE_DONTNEED) & (cpus[:, st.LOADED] == m.m)
+    return ((flags & VmaFlag.SHARED) == 0) & (is_open & (ranges[:, st.VS] <= m.v) & (m.v < ranges[:, st.VE])).any()
+
+
 class Facts(NamedTuple):
     """What the classes of a stale access depend on: of the access, the promise of its page (which names a backing b), and the frame f.
 
     Attributes:
         is_store: a store. is_mapped, is_writable: the promise. is_reused: f was handed out after the entry was filled. advanced: so did the promise.
-        is_backed: the page has a VMA and its backing is b. holds: f holds b. is_current, is_older: in the version that is the truth, or one before.
+        is_backed: the page has a VMA and its backing is b, and no call in progress drops it. holds: f holds b.
+        is_current, is_older: in the version that is the truth, or one before.
         holds_parent: f holds what b was copied from. is_home: f is the home of b. harvested: b was written out since it was stored to.
     """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from . import fault, flush
 from .counting import LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE, Counts
-from .state import CORRUPT, Content, State
+from .state import CORRUPT, SHARED, Content, State
 from .tlb import TlbEntry
+
+DONTNEED = 6
 
 
 def access(s: State, n: Counts, c: int, v: int, is_store: bool, times: int) -> bool:
@@ -119,7 +121,7 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
     page, frame = s.page(entry.m, entry.vpn), s.frames[entry.frame]
     promise, advanced = page.promise, page.epoch > entry.filled
     exact = promise.mapped and frame.content == (promise.backing, s.backings[promise.backing].truth)
-    is_backed = page.backing == promise.backing
+    is_backed = page.backing == promise.backing and not _is_being_dropped(s, entry.m, entry.vpn)
     named = promise.mapped and not advanced and is_backed
     classes = []
     if frame.handed > entry.filled and not exact:
@@ -137,6 +139,13 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
     if not classes:
         n.bump("tolerated", times)
         n.bump("tolerated_epoch", times if advanced else 0)
+
+
+def _is_being_dropped(s: State, m: int, v: int) -> bool:
+    """Is a DONTNEED that has visited the page, a private one, in progress?"""
+    gathers = [cpu.gather for cpu in s.cpus if cpu.gather is not None and cpu.loaded == m]
+    is_visited = any(gather.op == DONTNEED and gather.vs <= v < gather.ve for gather in gathers)
+    return is_visited and not s.flags(s.page(m, v)) & SHARED
 
 
 def _is_lost(s: State, b: int, f: int) -> bool:

@@ -7,7 +7,6 @@ from .counting import Counts
 from .state import MAYWRITE, READ, SHARED, WRITE, Page, State
 
 OFF, WP, BEFORE, AFTER = range(4)
-DONTNEED = 6
 
 
 def fault(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> None:
@@ -92,7 +91,7 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
     if owes_flush and s.policy["cow_flush"]:
         flush.flush_mm(s, n, c, m, (v, v + 1), False, "fault")
     page.backing = copy
-    if page.promise.backing == b and not _is_being_dropped(s, m, v):
+    if page.promise.backing == b:
         page.promise.backing = copy
     frames.make_home(s, f, copy, s.backings[copy].truth)
     if s.is_anon(b):
@@ -100,12 +99,6 @@ def _copy_on_write(s: State, n: Counts, c: int, m: int, v: int) -> bool:
         anonymous.release(s, b)
     _install(s, n, c, m, v, f, True)
     return True
-
-
-def _is_being_dropped(s: State, m: int, v: int) -> bool:
-    """Is a DONTNEED that has visited the page in progress?"""
-    gathers = [cpu.gather for cpu in s.cpus if cpu.gather is not None and cpu.loaded == m]
-    return any(gather.op == DONTNEED and gather.vs <= v < gather.ve for gather in gathers)
 
 
 def _install_backing(s: State, n: Counts, c: int, m: int, v: int, is_store: bool) -> bool:
