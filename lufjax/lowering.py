@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,14 @@ read_p = Primitive("read")
 split_p = Primitive("split")
 """A condition on which the translation branches: what follows is translated once for either value of it."""
 split_p.def_abstract_eval(lambda condition: condition)
+
+
+pick_p = Primitive("pick")
+"""``table[index]`` of a table of computed values ``int32[n, ...]``; 0 for an index outside. Translated to a table in memory."""
+pick_p.def_abstract_eval(lambda table, index: ShapedArray((*index.shape, *table.shape[1:]), table.dtype))
+first_p = Primitive("first")
+"""The first place of each number below ``count`` in ``int32[n]``; ``n`` for a number that is nowhere."""
+first_p.def_abstract_eval(lambda values, *, count: ShapedArray((count,), values.dtype))
 
 
 @read_p.def_abstract_eval
@@ -91,6 +99,10 @@ class Lowering:
             return self._call(inner.jaxpr, consts, args)
         if name == "read":
             return [self._read(args, **params)]
+        if name == "pick":
+            return [self._pick(*args)]
+        if name == "first":
+            return [self._first(args[0], params["count"])]
         dtype_in = eqn.invars[0].aval.dtype if eqn.invars else eqn.outvars[0].aval.dtype
         if name in _SHAPES:
             return [_SHAPES[name](args, params, eqn.outvars[0].aval)]
@@ -148,6 +160,36 @@ class Lowering:
                 if not pattern:
                     self.loaded[array, tuple(chosen)] = value
         return result
+
+    def _table(self, rows: Sequence[Any]) -> Value:
+        """An array of the function that holds these scalars."""
+        b = self.builder
+        with b.goto_entry_block():
+            place = b.alloca(I32, size=I64(len(rows)))
+        for number, value in enumerate(rows):
+            b.store(value, b.gep(place, [I64(number)]))
+        return place
+
+    def _inside(self, index: Value, count: int) -> Value:
+        """The index, or ``count`` for one outside."""
+        return self.builder.sext(self.builder.select(self.builder.icmp_unsigned("<", index, I32(count)), index, I32(count)), I64)
+
+    def _pick(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
+        b, count, width = self.builder, len(table), int(np.prod(table.shape[1:], dtype=int))
+        place = self._table([*table.ravel(), *[I32(0)] * width])
+        result = np.empty((*index.shape, width), object)
+        for at in np.ndindex(*index.shape):
+            row = b.mul(self._inside(index[at], count), I64(width))
+            for column in range(width):
+                result[(*at, column)] = b.load(b.gep(place, [b.add(row, I64(column))]))
+        return result.reshape((*index.shape, *table.shape[1:]))
+
+    def _first(self, values: np.ndarray, count: int) -> np.ndarray:
+        b = self.builder
+        place = self._table([I32(len(values))] * (count + 1))
+        for number in reversed(range(len(values))):
+            b.store(I32(number), b.gep(place, [self._inside(values[number], count)]))
+        return np.array([b.load(b.gep(place, [I64(number)])) for number in range(count)], object)
 
     def _clamp(self, index: np.ndarray, size: int) -> np.ndarray:
         result = np.empty(index.shape, object)

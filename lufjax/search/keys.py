@@ -1,7 +1,7 @@
 """The part of one machine's state that its future depends on, as a row of small integers: states with equal keys behave alike from then on.
 
-What is projected away, and why that is sound: docs/EXPLORE.md. Written for one machine with JAX, so that both backends run it; the operations
-are those that :mod:`lufjax.lowering` translates. :mod:`lufjax.symmetry` renames CPUs and pages before, frames are renamed here.
+What is projected away, and why that is sound: docs/EXPLORE.md. Written for one machine with JAX; the operations are those that
+:mod:`lufjax.lowering` translates, tables in memory among them. :mod:`lufjax.search.symmetry` renames CPUs and pages before, frames are renamed here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
+from lufjax.lowering import first_p, pick_p
 from lufjax.params import MachineShape
 from lufjax.search.alphabet import has_room
 from lufjax.state import MachineState
@@ -40,7 +41,7 @@ def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bo
         """Rows of frames in the order of their new numbers."""
         if not rename:
             return values
-        return jnp.stack([_row(values, new == name) for name in range(shape.num_frames)])
+        return _pick(values, first_p.bind(new, count=shape.num_frames))
 
     kind = s.cpu[:, st.GATHER_KIND]
     in_fault, has_range = kind < 0, _has_range(s)
@@ -91,8 +92,8 @@ def _names(count: int, places: list[Array], split: int = 0) -> Array:
     """New number of each of ``count`` things: by its first place in the lists, those on none last; those below ``split`` keep numbers below it."""
     slots = jnp.concatenate(places)
     numbers = jnp.arange(count)
-    first = jnp.min(jnp.where(slots[None, :] == numbers[:, None], jnp.arange(len(slots))[None, :], len(slots) + numbers[:, None]), axis=1)
-    first = first + jnp.where(numbers < split, 0, len(slots) + count)
+    first = first_p.bind(slots, count=count)
+    first = jnp.where(first < len(slots), first, len(slots) + numbers) + jnp.where(numbers < split, 0, len(slots) + count)
     return jnp.sum((first[None, :] < first[:, None]).astype(jnp.int32), axis=1)
 
 
@@ -130,7 +131,7 @@ def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
         return jnp.where(values >= files, files + _pick(new, values - files), values)
 
     def rows(values: Array) -> Array:
-        return jnp.stack([_row(values, new == name) for name in range(count)])
+        return _pick(values, first_p.bind(new, count=count))
 
     promise = s.page[:, st.PROMISE]
     columns = {st.BACKING: named(s.page[:, st.BACKING]), st.PROMISE: jnp.where((promise & 1) > 0, named(promise >> 2) * 4 + (promise & 3), promise)}
@@ -144,13 +145,8 @@ def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
 
 
 def _pick(table: Array, index: Array) -> Array:
-    """``table[index]`` for a short table; 0 for an index outside."""
-    numbers = jnp.arange(len(table)).reshape((-1,) + (1,) * index.ndim)
-    return jnp.sum(jnp.where(index[None] == numbers, table.reshape(numbers.shape), 0), axis=0)
-
-
-def _row(values: Array, chosen: Array) -> Array:
-    return jnp.sum(jnp.where(chosen.reshape((-1,) + (1,) * (values.ndim - 1)), values, 0), axis=0)
+    """``table[index]``; 0 for an index outside."""
+    return pick_p.bind(table.astype(jnp.int32), index)
 
 
 def _ring(ring: Array, head: Array, count: Array, length: int) -> Array:
