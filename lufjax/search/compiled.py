@@ -76,12 +76,12 @@ def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays) -
     b, found = lowering.builder, list[np.ndarray]()
     lowering.run(closed, found.extend)
     values = found[0]
-    outside: Any = I32(0)
+    seen: Any = I32(0)
     for index in range(8 * words_of(width)):
         value = b.sub(values[index], I32(SMALLEST)) if index < width else I32(0)
         b.store(b.trunc(value, I8), b.gep(kernel.args[1], [I64(index)]))
-        outside = b.or_(outside, b.zext(b.icmp_unsigned(">", value, I32(LARGEST - SMALLEST)), I32))
-    b.ret(outside)
+        seen = b.or_(seen, value)
+    b.ret(b.and_(seen, I32(~(LARGEST - SMALLEST) & 0xFFFFFFFF)))
     engine, _ = machine_code(module, key=ctypes.CFUNCTYPE(ctypes.c_int32, _P, _P))
     return engine, engine.get_function_address("key"), width
 

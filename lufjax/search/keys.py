@@ -17,8 +17,8 @@ from lufjax.params import MachineShape
 from lufjax.search.alphabet import has_room
 from lufjax.state import MachineState
 
-SMALLEST, LARGEST = -3, 250
-"""Values of a key; stored as bytes."""
+SMALLEST, LARGEST = -3, 252
+"""Values of a key: what a byte holds above the smallest."""
 
 
 def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bool, fast_frames: int) -> Array:
