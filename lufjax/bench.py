@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -109,6 +110,7 @@ def main(options: Mapping[str, Any]) -> int:
     choose_device(chosen.device)
     backend = engine.resolve_backend(chosen.backend)
     reference, missing = load_reference(), None
+    os.environ["LUFJAX_CACHE_DIR"] = "off"  # compile times are measured, not read
     with tempfile.TemporaryDirectory() as folder:
         try:
             binary = reference.compile_reference(reference.find_compiler(), Path(folder))

@@ -23,6 +23,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
+from lufjax import code_cache
 from lufjax import state as st
 from lufjax.lowering import Lowering, emit_writes, read_p, split_p
 from lufjax.params import MachineParams, MachineShape
@@ -177,23 +178,34 @@ def _emit_pointers(b: Any, own: Any, bases: Any, strides: Any, lane: Any, number
 @lru_cache(maxsize=32)
 def compile_program(shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> NativeProgram:
     """Compile for this machine's CPU."""
-    module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
-    _emit_run_lanes(module, {name: number for number, (name, _, _) in enumerate(arrays)})
-    engine, run = machine_code(module, run_lanes=RUN_LANES)
-    return NativeProgram(engine, run)
+
+    def build() -> ir.Module:
+        module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
+        _emit_run_lanes(module, {name: number for number, (name, _, _) in enumerate(arrays)})
+        return module
+
+    return NativeProgram(*machine_code(build, ("run", shape, program, arrays), run_lanes=RUN_LANES))
 
 
-def machine_code(module: ir.Module, **functions: Any) -> list[Any]:
-    """The engine that holds the machine code of a module, and its functions of these names and ``ctypes`` prototypes."""
+def machine_code(build: Callable[[], ir.Module], facts: tuple[Any, ...], **functions: Any) -> list[Any]:
+    """The engine that holds the machine code of a module, and its functions of these names and ``ctypes`` prototypes.
+
+    Args:
+        build: makes the module; not called if its code was kept. facts: all that the module depends on, with a faithful ``repr``.
+    """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
     )
-    parsed = llvm.parse_assembly(str(module))
-    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(parsed, passes)
+    name = code_cache.name_of(repr(facts))
+    kept = code_cache.load(name)
+    parsed = llvm.parse_assembly("" if kept else str(build()))
+    if not kept:
+        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes.getModulePassManager().run(parsed, passes)
     engine = llvm.create_mcjit_compiler(parsed, target)
+    engine.set_object_cache(lambda module, code: None if kept else code_cache.save(name, bytes(code)), lambda module: kept)
     engine.finalize_object()
     return [engine, *(prototype(engine.get_function_address(name)) for name, prototype in functions.items())]
 

@@ -53,12 +53,12 @@ def words_of(key_width: int) -> int:
     return -(-key_width // 8)
 
 
-def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays) -> tuple[Any, int, int]:
+def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays, facts: tuple[Any, ...]) -> tuple[Any, int, int]:
     """Compile a function of one machine between two events to a row of small integers.
 
     Args:
         function: its operations are those that :mod:`lufjax.lowering` translates.
-        arrays: shape and dtype of each array of the state, in its order.
+        arrays: shape and dtype of each array of the state, in its order. facts: all that ``function`` depends on.
 
     Returns:
         The engine, the address of a function of type :data:`KEY`, and the width of a row.
@@ -68,9 +68,20 @@ def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays) -
         size, dtype = arrays[array]
         return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
 
-    closed = jax.make_jaxpr(lambda: function(MachineState(*(whole(name) for name in MachineState._fields))))()
+    def build() -> ir.Module:
+        closed = jax.make_jaxpr(lambda: function(MachineState(*(whole(name) for name in MachineState._fields))))()
+        return _key_module(closed, arrays)
+
+    code = ctypes.CFUNCTYPE(ctypes.c_int32)
+    engine, width = machine_code(build, ("key", facts, sorted(arrays.items())), key_width=code)
+    return engine, engine.get_function_address("key"), width()
+
+
+def _key_module(closed: Any, arrays: Arrays) -> ir.Module:
+    """The function ``key``, and ``int key_width()``."""
     width = int(closed.out_avals[0].shape[0])
     module = ir.Module(name="lufjax_key")
+    ir.IRBuilder(ir.Function(module, ir.FunctionType(I32, []), name="key_width").append_basic_block("entry")).ret(I32(width))
     kernel = ir.Function(module, KEY, name="key")
     lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), kernel.args[0], {name: i for i, name in enumerate(arrays)})
     b, found = lowering.builder, list[np.ndarray]()
@@ -82,8 +93,7 @@ def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays) -
         b.store(b.trunc(value, I8), b.gep(kernel.args[1], [I64(index)]))
         seen = b.or_(seen, value)
     b.ret(b.and_(seen, I32(~(LARGEST - SMALLEST) & 0xFFFFFFFF)))
-    engine, _ = machine_code(module, key=ctypes.CFUNCTYPE(ctypes.c_int32, _P, _P))
-    return engine, engine.get_function_address("key"), width
+    return module
 
 
 @lru_cache(maxsize=32)
@@ -92,10 +102,14 @@ def compile_search(
 ) -> SearchProgram:  # fmt: skip
     """Compile for this machine's CPU; once in a process."""
     named = {name: (size, np.dtype(dtype)) for name, size, dtype in arrays}
-    module = native.build_ir(shape, program, named)
-    _emit_successors(module, named, key_words)
+
+    def build() -> ir.Module:
+        module = native.build_ir(shape, program, named)
+        _emit_successors(module, named, key_words)
+        return module
+
     successors = ctypes.CFUNCTYPE(_L, _P, _P, _P, _L, _P, _P, _L, _P, ctypes.c_int32, _P, _L, _P, _P, _P, _P, _P)
-    return SearchProgram(*machine_code(module, successors=successors))
+    return SearchProgram(*machine_code(build, ("search", shape, program, arrays, key_words), successors=successors))
 
 
 def _emit_successors(module: ir.Module, arrays: Arrays, key_words: int) -> None:
@@ -174,6 +188,11 @@ def compile_add() -> tuple[Any, Callable[..., int]]:
     Adds the ``n`` rows of ``rows`` (``words`` 64-bit words each) to a set of ``count`` keys, in order; writes which were not there before, and
     returns how many. A slot is 0, or the upper half of a hash and below it the number of a key plus 1; ``mask`` is their number minus 1.
     """
+    engine, add = machine_code(_add_module, ("add",), add=ctypes.CFUNCTYPE(_L, _P, _L, _P, _L, _L, _L, _P, _P, _P, _P))
+    return engine, add
+
+
+def _add_module() -> ir.Module:
     module = ir.Module(name="lufjax_key_set")
     compare = ir.Function(module, ir.FunctionType(I32, [BYTES, BYTES, I64]), name="memcmp")
     prefetch = module.declare_intrinsic("llvm.prefetch", [BYTES], ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32]))
@@ -225,5 +244,4 @@ def compile_add() -> tuple[Any, Callable[..., int]]:
         b.branch(leave)
         b.position_at_end(leave)
     b.ret(b.sub(b.load(count), first))
-    engine, add = machine_code(module, add=ctypes.CFUNCTYPE(_L, _P, _L, _P, _L, _L, _L, _P, _P, _P, _P))
-    return engine, add
+    return module

@@ -8,19 +8,21 @@ from __future__ import annotations
 import ctypes
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from lufjax import counters, native, rollout
 from lufjax import state as st
 from lufjax.faults import ADVICE
+from lufjax.params import MachineShape
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.compiled import BAD_KEY, BAD_PHASE, DISABLED, SearchProgram, compile_key, compile_search, words_of
 from lufjax.search.keys import LARGEST, SMALLEST, key_of
-from lufjax.search.symmetry import renamed, renamings
+from lufjax.search.symmetry import Renaming, renamed, renamings
 from lufjax.state import MachineState, init_state
 
 EVENTS_DISABLED = list(counters.SCALARS).index("events_disabled")
@@ -62,6 +64,11 @@ class Batch:
         return self.enabled & ((self.outcomes >> kind & 1) > 0)
 
 
+def _key_named(shape: MachineShape, names: Renaming, named: dict[str, Any], s: MachineState) -> Array:
+    """The key of a machine in other names."""
+    return key_of(shape, renamed(shape, s, names), **named)
+
+
 class Machine:
     """One machine under one policy, as a function from states and entries to states.
 
@@ -97,8 +104,9 @@ class Machine:
         """One function for each renaming; compiled when a key is first asked for, for all machines that were made from one."""
         if not self._compiled:
             shape, named = self.shape, {"rename": self._rename, "whole_tags": self._whole_tags, "fast_frames": self._fast_frames}
-            keys = [lambda s, own=own: key_of(shape, renamed(shape, s, own), **named) for own in self.names]
-            self._compiled.extend(compile_key(key, self._arrays) for key in keys)
+            for own in self.names:
+                key = partial(_key_named, shape, own, named)
+                self._compiled.append(compile_key(key, self._arrays, (shape, own, sorted(named.items()))))
         return self._compiled
 
     @cached_property
