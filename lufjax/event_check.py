@@ -32,7 +32,7 @@ def check_rows(shape: MachineShape, events: np.ndarray) -> None:
     need(is_mmap & ((arg < ANON) | (arg >= files)), "arg", arg, f"{ANON} (anonymous) or a file page below {files}")
     need(((op == Op.MMAP) | (op == Op.FORK)) & ((vma >= shape.num_vmas) | (repeat < 0)), "repeat", repeat, f"a VMA id below {shape.num_vmas}")
     need((op == Op.MPROTECT) & ((arg < 0) | (arg >= shape.num_vmas)), "arg", arg, f"a VMA id below {shape.num_vmas}")
-    is_flag = np.isin(op, [Op.GATHER_FINISH, Op.FAULT_INSTALL])
+    is_flag = np.isin(op, [Op.GATHER_FINISH, Op.FAULT_INSTALL, Op.RECLAIM_FLUSH])
     need((op == Op.MREMAP) & ((arg < 0) | (arg >= shape.num_vpns)), "arg", arg, f"0 to {shape.num_vpns - 1}")
     of_process = (op == Op.MIGRATE) | (op == Op.FORK)
     need(of_process & ((arg < 0) | (arg >= shape.num_processes)), "arg", arg, f"a process below {shape.num_processes}")

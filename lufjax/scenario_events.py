@@ -245,6 +245,11 @@ class EventList:
             return [[op, 0, -1, 0]], ["reclaim"]
         return self._of_process(op, arguments, ", or nothing for the oldest page")
 
+    def _drain(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
+        if arguments not in ([], ["open"]):
+            raise ValueError(f"{' '.join(arguments)}: allowed is open")
+        return [[op, 0, len(arguments), 0]], [" ".join(["reclaim_flush", *arguments])]
+
     def _migrate(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         return self._of_process(op, arguments, "")
 
@@ -314,7 +319,7 @@ GRAMMAR: dict[str, tuple[str, Expand]] = {
     "truncate": ("truncate F", EventList._file),
     "migrate": ("migrate PAGES of PROCESS", EventList._migrate),
     "reclaim": ("reclaim [PAGES of PROCESS]", EventList._reclaim),
-    "reclaim_flush": ("reclaim_flush", EventList._plain),
+    "reclaim_flush": ("reclaim_flush [open]", EventList._drain),
     "alloc_foreign": ("alloc_foreign", EventList._plain),
     "free_foreign": ("free_foreign", EventList._plain),
     "switch": ("switch PROCESS | idle", EventList._switch),

@@ -635,11 +635,16 @@ static void forget_debt(struct frame *frame) {
     frame->since = frame->tag_clock = 0;
 }
 
-static void drain(struct machine *M, int i) {
+/* The first half of a drain: what the batch owes is flushed, its frames stay. */
+static void drain_half(struct machine *M, int i) {
     M->debt_mask |= M->deferred_mask;
     M->deferred_mask = 0;
     if (M->need_flush) flush_now(M, i);
     if (M->lane->init_on_free == INIT_PAID) discharge_all(M, i, PAY_RECLAIM);
+}
+
+static void drain(struct machine *M, int i) {
+    drain_half(M, i);
     for (int k = 0; k < M->num_batch; k++) {
         struct frame *frame = &M->frame[M->batch_frame[k]];
         if (frame->state != BATCH) continue;
@@ -1813,7 +1818,10 @@ static bool run_op(struct machine *M, int c, int op, int v, int arg, int32_t rep
     case FILE_WRITE: return file_write(M, c, arg);
     case RECLAIM: return reclaim_event(M, c, v, arg);
     case MIGRATE: return migrate(M, c, v, arg);
-    case RECLAIM_FLUSH: drain(M, c); return true;
+    case RECLAIM_FLUSH:
+        if (arg) drain_half(M, c);
+        else drain(M, c);
+        return true;
     case ALLOC_FOREIGN: return give_away(M, alloc_frame(M, c, NONE, true));
     case FAULT_INSTALL: return fault_install(M, c, v, arg != 0);
     case FAULT_FINISH: return fault_finish(M, c, v);

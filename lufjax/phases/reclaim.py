@@ -228,8 +228,9 @@ def batch_flushed(m: Draft, enabled: Array) -> None:
 
 
 def drain(m: Draft, enabled: Array) -> None:
-    """try_to_unmap_flush at the end of a list, then free its frames, one at a time."""
+    """try_to_unmap_flush at the end of a list, then free its frames, one at a time. A RECLAIM_FLUSH with arg 1 frees none yet."""
     code = m.r.phase
+    stays = (m.r.dr_ret == Phase.COMPLETE) & (m.arg == 1)
     begin = m.split(enabled & (code == Phase.DRAIN))
     m.commit_deferred(begin)
     m.put_regs(begin, dr_next=0)
@@ -244,7 +245,7 @@ def drain(m: Draft, enabled: Array) -> None:
     m.close_generation(pays)
 
     waits = flushes | pays
-    todo = enabled & ~waits & (m.r.dr_next < m.r.batch_count)
+    todo = enabled & ~waits & ~stays & (m.r.dr_next < m.r.batch_count)
     frame = m.get("batch", m.r.dr_next) >> 1
     m.bump("dr_next", todo)
     row = m.get("frame", frame)
@@ -252,8 +253,8 @@ def drain(m: Draft, enabled: Array) -> None:
     page = row[st.PAGE_OF]
     home = m.get("backing", page, st.HOME)
     m.put("backing", (page, st.HOME), (home & 3) - 4, frees & (home >> 2 == frame))
-    over = enabled & ~waits & (m.r.dr_next >= m.r.batch_count)
-    m.put_regs(over, batch_count=0)
+    over = enabled & ~waits & (stays | (m.r.dr_next >= m.r.batch_count))
+    m.put_regs(over & ~stays, batch_count=0)
     then = jnp.where(over, m.r.dr_ret, Phase.DRAIN_FREE)
     m.goto(then, enabled & ~waits)
     has_debt = owes(m, frame) & ~pays_all

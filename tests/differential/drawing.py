@@ -109,7 +109,7 @@ def row_of(wish: Wish, oracle: Oracle, sizes: dict[str, Any]) -> list[int]:
     if cpu.fault is not None and wish.pick % 4 < 3:
         op = FAULT_FINISH
     arg, repeat, vpn = 0, 1, wish.vpn
-    if op == FAULT_INSTALL:
+    if op in (FAULT_INSTALL, RECLAIM_FLUSH):
         arg = wish.pick % 2
     elif op == FAULT_FINISH and cpu.fault is not None and wish.pick % 4:
         vpn = cpu.fault[0]

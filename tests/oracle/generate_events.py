@@ -14,12 +14,12 @@ READ, WRITE, ANON = 1, 2, 16
 FIRST_PAGE = 65536
 WEIGHTS = {
     NOP: 1, LOAD: 30, STORE: 18, MMAP: 8, MUNMAP: 4, MPROTECT: 5, DONTNEED: 5, FINISH: 1, FILE_WRITE: 3, RECLAIM: 12,
-    RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
+    RECLAIM_FLUSH: 3, ALLOC_FOREIGN: 2, FREE_FOREIGN: 6, SWITCH: 5, TICK: 3, ALLOC_ATOMIC: 2, FAULT_INSTALL: 5, FAULT_FINISH: 1, TAKE_OFF: 2,
     DISCHARGE: 4, REMOTE_WRITE: 3, TRUNCATE: 2, MADVISE_FREE: 4, EXIT: 1, MREMAP: 3, FORK: 4, MIGRATE: 6,
 }  # fmt: skip
 """How often each operation is drawn."""
 ALLOCATIONS = {
-    LOAD: 8, RECLAIM: 6, RECLAIM_FLUSH: 2, ALLOC_FOREIGN: 2, ALLOC_ATOMIC: 2, TAKE_OFF: 3, DISCHARGE: 4, FREE_FOREIGN: 6, FAULT_INSTALL: 1,
+    LOAD: 8, RECLAIM: 6, RECLAIM_FLUSH: 3, ALLOC_FOREIGN: 2, ALLOC_ATOMIC: 2, TAKE_OFF: 3, DISCHARGE: 4, FREE_FOREIGN: 6, FAULT_INSTALL: 1,
     FAULT_FINISH: 1, MIGRATE: 3,
 }  # fmt: skip
 """The same where frames come and go, and little else happens."""
@@ -128,6 +128,8 @@ def _row(rng: random.Random, t: _Tracker, cpu: int, op: int, vpn: int) -> list[i
         t.moved[cpu] = set()
         if is_exit and arg:
             t.lazy[cpu], t.loaded[cpu] = True, -1
+    elif op == RECLAIM_FLUSH:
+        arg = rng.randrange(2)
     elif op in (TAKE_OFF, DISCHARGE):
         t.has_taken[cpu] = op == TAKE_OFF
     elif op == FAULT_INSTALL:

@@ -61,7 +61,7 @@ class Oracle:
         elif op in (REMOTE_WRITE, TRUNCATE):
             file.replace(s, n, cpu, arg, op == TRUNCATE)
         elif op == RECLAIM_FLUSH:
-            reclaim.drain(s, n, cpu)
+            (reclaim.drain_half if arg else reclaim.drain)(s, n, cpu)
         elif op == ALLOC_FOREIGN:
             _give_away(s, allocation.alloc(s, n, cpu, is_foreign=True))
         elif op == ALLOC_ATOMIC:

@@ -170,14 +170,19 @@ def flush_now(s: State, n: Counts, i: int, payer: str) -> None:
     s.need_flush = False
 
 
-def drain(s: State, n: Counts, i: int) -> None:
-    """Flush and free the batch; deferred flushes join the open generation."""
+def drain_half(s: State, n: Counts, i: int) -> None:
+    """Flush what the batch owes, and free nothing; deferred flushes join the open generation."""
     s.G |= s.D
     s.D = set()
     if s.need_flush:
         flush_now(s, n, i, "reclaim")
     if s.policy["init_on_free"] == PAID:
         allocation.discharge_all(s, n, i, "reclaim")
+
+
+def drain(s: State, n: Counts, i: int) -> None:
+    """Flush and free the batch."""
+    drain_half(s, n, i)
     for f, _ in s.batch:
         frame = s.frames[f]
         if frame.state != BATCH:

@@ -47,7 +47,7 @@ from .scenario import (
     TICK,
     TRUNCATE,
 )  # fmt: skip
-from .state import FREE, TAKEN, USED
+from .state import BATCH, FREE, TAKEN, USED
 
 SAFE = ("linux", "linux_6_15", "eager")
 HOLE = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH), (0, MUNMAP, 0), (0, FINISH)]
@@ -227,6 +227,34 @@ def _random_run(policy: str, load_mode: int, seed: int, num_events: int, weights
 
 
 OWING = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH)]
+FLUSHED = [(1, LOAD, 0), (2, RECLAIM, 0), (2, RECLAIM_FLUSH, 0, 1)]
+
+
+@pytest.mark.parametrize(("policy", "init_on_free", "sent"), [("linux", 0, 2), ("luf_v10", 0, 0), ("luf_v10", 2, 2)])
+def test_the_first_half_of_a_drain_flushes_and_frees_nothing(policy: str, init_on_free: int, sent: int) -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}, policy, init_on_free=init_on_free), FLUSHED)
+    f, state = oracle.state.batch[0][0], oracle.state
+    assert (state.frames[f].state, state.backings[0].home, oracle.counters()["ipi_reclaim"]) == (BATCH, f, sent)
+    assert (state.need_flush, state.U, state.D) == (False, set(), set())
+    scenario.run(oracle, [(2, RECLAIM_FLUSH, 0, 1), (2, RECLAIM_FLUSH)])
+    assert (state.frames[f].state, state.backings[0].home, state.batch) == (FREE, None, [])
+    assert oracle.counters()["ipi_reclaim"] == sent
+    assert not scenario.violated(scenario.run(oracle, [(2, ALLOC_FOREIGN), (1, LOAD, 0)]))
+
+
+def test_a_page_that_is_taken_back_between_the_halves_stays() -> None:
+    oracle = scenario.run(scenario.machine({0: (SHARED_RO, 0)}), [*FLUSHED, (1, LOAD, 0), (2, RECLAIM_FLUSH)])
+    f = oracle.state.backings[0].home
+    assert f is not None
+    assert (oracle.state.frames[f].state, oracle.counters()["pgrescued"], oracle.state.batch) == (USED, 1, [])
+
+
+@pytest.mark.parametrize("more", [[(2, RECLAIM, 0)], [(1, LOAD, 1), (2, RECLAIM, 0), (2, RECLAIM, 1)]])
+def test_the_second_half_flushes_what_was_queued_since(more: list[tuple[int, ...]]) -> None:
+    oracle = scenario.machine({0: (SHARED_RO, 0), 1: (SHARED_RO, 1)})
+    scenario.run(oracle, [*FLUSHED, (1, LOAD, 0), *more, (2, RECLAIM_FLUSH), (2, ALLOC_FOREIGN), (1, LOAD, 0)])
+    assert oracle.counters()["ipi_reclaim"] == 4
+    assert not scenario.violated(oracle)
 
 
 @pytest.mark.parametrize(("policy", "sends"), [("linux", 0), ("never", 0), ("luf_v10", 1), ("fpr", 1)])

@@ -171,7 +171,8 @@ def _machine(alphabet: Alphabet, words: Mapping[str, Any], *, quiet: bool) -> st
 
 def _call(rows: np.ndarray) -> str:
     cpu, op, vpn, arg, repeat = rows[0].tolist()
-    if len(rows) > 1 or op not in CALLS or (op in (Op.MMAP, Op.RECLAIM) and arg < 0):
+    is_half = op == Op.RECLAIM_FLUSH and arg == 1
+    if len(rows) > 1 or op not in CALLS or is_half or (op in (Op.MMAP, Op.RECLAIM) and arg < 0):
         raise ValueError(f"event {rows.tolist()}: not in tiny.pml")
     return CALLS[Op(op)].format(cpu=cpu, vpn=vpn, arg=arg, vma=repeat % FIRST_PAGE, first=repeat // FIRST_PAGE)
 

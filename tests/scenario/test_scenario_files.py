@@ -54,6 +54,7 @@ def test_every_word_becomes_its_rows(tmp_path: Path) -> None:
         [0, 9, 0, -1, 0],
         [0, 8, 0, 3, 0],
     ]
+    assert rows_of(tmp_path, "cpu0: reclaim_flush open") == [[0, 10, 0, 1, 0]]
     assert rows_of(tmp_path, "cpu0: remote_write 2", "cpu1: truncate 3") == [[0, 20, 0, 2, 0], [1, 21, 0, 3, 0]]
     assert rows_of(tmp_path, "cpu0: switch idle", "cpu0: switch 0") == [[0, 13, 0, -1, 0], [0, 13, 0, 0, 0]]
 
@@ -143,6 +144,7 @@ EVENT_MISTAKES = [
     ("cpu0: migrate", "nothing: allowed is PAGES of PROCESS (usage: migrate PAGES of PROCESS)"),
     ("cpu0: migrate 0 of 1", "process=1: allowed are 0 to 0"),
     ("cpu0: switch 1", "process=1: allowed are idle or 0 to 0"),
+    ("cpu0: reclaim_flush now", "now: allowed is open (usage: reclaim_flush [open])"),
     ("cpu0: tick 1", "1: nothing more is allowed"),
     ("cpu0: fault_install 0 load", "load: allowed is store (usage: fault_install PAGE [store])"),
     ("cpu0: fault_finish 0-1", "page=0-1: allowed is one page"),
