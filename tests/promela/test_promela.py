@@ -64,3 +64,5 @@ def test_the_model_refuses_what_it_does_not_have(tmp_path: Path) -> None:
         spin.build(SMALL, policy_words("fpr"), tmp_path)
     with pytest.raises(ValueError, match=r"tiny\.pml has one process, one tier, shared file mappings"):
         spin.build(load_alphabet(Path(__file__).parents[2] / "conf/explore/private.yaml"), policy_words("linux"), tmp_path)
+    with pytest.raises(ValueError, match=r"event \[\[2, 10, 0, 1, 0\]\]: not in tiny\.pml"):
+        spin.build(load_alphabet(Path(__file__).parents[2] / "conf/explore/drained.yaml"), policy_words("linux"), tmp_path)

@@ -65,12 +65,20 @@ def test_generations_of_two_bits_wrap() -> None:
     assert found == {("REUSE", "H12"): 10}
 
 
-def test_the_window_of_linux_itself_is_bounded_by_its_batch() -> None:
-    result, found, bounded = search("linux+reclaim_remove:before_flush", "tiny", 10**6)
+@pytest.mark.parametrize("machine", ["tiny", "drained"])
+def test_the_window_of_linux_itself_is_bounded_by_the_flush_of_its_batch(machine: str) -> None:
+    result, found, bounded = search("linux+reclaim_remove:before_flush", machine, 10**6)
     assert result.coverage.exhausted
     assert {kind for kind, _ in found} == {"OLD_VALUE"}
     assert all(bounded)
-    assert not all(search("luf_v10", "tiny")[2])
+    assert not all(search("luf_v10", machine)[2])
+
+
+@pytest.mark.parametrize("policy", ["linux", "eager", "luf_v12"])
+def test_nothing_falls_between_the_flush_and_the_frees_of_a_batch(policy: str) -> None:
+    result, found, _ = search(policy, "drained", 10**6)
+    assert result.coverage.exhausted
+    assert not found
 
 
 @pytest.mark.parametrize("policy", SAFE)
