@@ -22,6 +22,8 @@ from lufjax.trace import Trace
 IDLE_ROW = (0, int(Op.NOP), 0, 0, 0)
 POLICY = FlushPolicy()
 """Never asked: no micro-step has a policy."""
+SMALLEST = {"num_cpus": 4, "num_processes": 2, "num_vpns": 4, "num_frames": 8, "num_file_pages": 4, "num_anon": 4}
+"""Files that need no more share one compiled program."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,7 @@ class LitmusResult:
 
 def shape_for(files: Sequence[Litmus]) -> MachineShape:
     """One machine that every file fits in; its TLB never evicts."""
-    most = {
-        name: 1 << (max(getattr(file, name) for file in files) - 1).bit_length()
-        for name in ("num_cpus", "num_processes", "num_vpns", "num_frames", "num_file_pages", "num_anon")
-    }
+    most = {name: max(least, 1 << (max(getattr(file, name) for file in files) - 1).bit_length()) for name, least in SMALLEST.items()}
     roomy = TlbGeometry(most["num_vpns"], most["num_processes"])
     sizes = {"num_vmas": 1, "rmap_slots": 1, "gather_slots": 1, "batch_slots": 1, "pcp_slots": 1, "quarantine_slots": 1}
     return MachineShape(**most, **sizes, l1=roomy, l2=roomy)
