@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,30 @@ def play(scenario: Scenario, policy: str, words: Mapping[str, Any], build: Build
     Raises:
         ValueError: the machine is too small for an event; names the entry of the file.
     """
+    entry = entry_of(policy, words)
+    expected = scenario.expected(entry)
+    played = list(steps(scenario, words, build))
+    last = played[-1][2]
+    counted = {kind.name: last.violations["loads"][kind] + last.violations["stores"][kind] for kind in Violation}
+    violations = {name: count for name, count in counted.items() if count}
+    return ScenarioResult(
+        scenario=scenario, policy=entry, violations=violations, expected=expected, holds=tuple(violations) == expected,
+        ipis={payer: last.counters[f"ipi_{payer}"] for payer in PAYERS}, events=tuple(event for event, _, _ in played),
+    )  # fmt: skip
+
+
+def steps(scenario: Scenario, words: Mapping[str, Any], build: Build | None = None) -> Iterator[tuple[EventView, Reading, Reading]]:
+    """Each event in order, with the machine before and after it.
+
+    Raises:
+        ValueError: the machine is too small for an event; names the entry of the file.
+    """
     if build is None:
         from lufjax.engine import Machine
 
         build = Machine
-    entry = entry_of(policy, words)
-    expected = scenario.expected(entry)
     machine = build(scenario.shape, scenario.machine_params(from_words(dict(words))), scenario.trace)
-    before, events = _read(machine), []
+    before = _read(machine)
     rows = zip(scenario.trace.events.tolist(), scenario.entries, scenario.words, strict=True)
     for number, (row, line, event) in enumerate(rows, start=1):
         try:
@@ -97,14 +113,8 @@ def play(scenario: Scenario, policy: str, words: Mapping[str, Any], build: Build
         except EngineFault as fault:
             raise ValueError(f"{scenario.path}: events entry {line} ({event}): {fault}") from fault
         after = _read(machine)
-        events.append(view(number, line, event, row, before, after, scenario.sizes["num_processes"], words))
+        yield view(number, line, event, row, before, after, scenario.sizes["num_processes"], words), before, after
         before = after
-    counted = {kind.name: before.violations["loads"][kind] + before.violations["stores"][kind] for kind in Violation}
-    violations = {name: count for name, count in counted.items() if count}
-    return ScenarioResult(
-        scenario=scenario, policy=entry, violations=violations, expected=expected, holds=tuple(violations) == expected,
-        ipis={payer: before.counters[f"ipi_{payer}"] for payer in PAYERS}, events=tuple(events),
-    )  # fmt: skip
 
 
 def _read(machine: Any) -> Reading:
