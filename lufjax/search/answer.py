@@ -1,4 +1,4 @@
-"""What ``lufjax explore`` answers: the shortest sequence of each kind of violation as a timeline and a scenario file, and what was covered."""
+"""What ``lufjax explore`` answers: the shortest sequence of each kind of violation as timeline, scenario and litmus file, and what was covered."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lufjax.provenance import code_digest, environment
 from lufjax.run_id import locked
 from lufjax.scenario_file import entry_of, load_scenario
 from lufjax.search.alphabet import Alphabet
+from lufjax.search.as_litmus import write_litmus
 from lufjax.search.exhaustive import Coverage, Limits, Result, explore
 from lufjax.search.findings import Finding
 from lufjax.search.hazards import NAMES, hazard_of, is_bounded
@@ -53,7 +54,7 @@ def main(alphabet: Alphabet, policy: str, words: Mapping[str, Any], options: Opt
             raise
         answer = {"machine": alphabet.scenario.name, "title": alphabet.scenario.title, "policy": entry, "mode": options.mode} | answer
         numbered = enumerate(answer["violations"], start=1)
-        answer["violations"] = [_written(directory, number, finding, alphabet, entry) for number, finding in numbered]
+        answer["violations"] = _with_litmus([_written(directory, number, finding, alphabet, entry) for number, finding in numbered], entry)
         answer |= {"environment": environment()}
         (directory / "answer.json").write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps(answer) if as_object else _text(answer, alphabet, entry, words))
@@ -165,6 +166,15 @@ def _written(directory: Path, number: int, finding: Finding, alphabet: Alphabet,
     return {"class": finding.kind, **known, "length": len(finding.entries), "events": [alphabet.words[e] for e in finding.entries], "file": str(path)}
 
 
+def _with_litmus(violations: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
+    """Write findings as litmus files too: the path, or why there is none."""
+    paths = [Path(violation["file"]) for violation in violations]
+    return [
+        violation | {"litmus": str(path.with_suffix(".litmus")) if reason is None else None, "litmus_reason": reason}
+        for violation, path, reason in zip(violations, paths, write_litmus(paths, policy), strict=True)
+    ]
+
+
 def _text(answer: dict[str, Any], alphabet: Alphabet, policy: str, words: Mapping[str, Any]) -> str:
     sizes = ", ".join(
         f"{value} {name.removeprefix('num_').replace('_', ' ')}" for name, value in alphabet.scenario.sizes.items() if name != "num_anon"
@@ -175,7 +185,8 @@ def _text(answer: dict[str, Any], alphabet: Alphabet, policy: str, words: Mappin
         known = f": {finding['hazard']}, {NAMES[finding['hazard']]}" if finding["hazard"] else ""
         window = "; before the batch was flushed" if finding["bounded_by_batch"] else ""
         lines += [f"{number}. {finding['class']} after {finding['length']} events{known}{window}", "", *scenarios.events_table(result), ""]
-        lines += [f"   lufjax scenario {finding['file']} policy={policy}", ""]
+        litmus = f"lufjax litmus {finding['litmus']}" if finding["litmus"] else f"not as litmus: {finding['litmus_reason']}"
+        lines += [f"   lufjax scenario {finding['file']} policy={policy}", f"   {litmus}", ""]
     lines += [scenarios.LEGEND, ""] if answer["violations"] else []
     return "\n".join(lines + (_covered(answer, alphabet) if answer["mode"] == "exhaustive" else _sampled(answer)))
 
