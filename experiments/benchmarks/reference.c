@@ -1065,12 +1065,13 @@ static void page_fault(struct machine *M, int c, int m, int v, bool is_store) {
     if (is_store) perform_store(M, page->frame, page->backing, false);
 }
 
-/* Is a DONTNEED that has visited the page, a private one, in progress? */
+/* Is a call in progress that takes the page away, and that has visited it? */
 static bool is_being_dropped(const struct machine *M, int m, int v) {
     const struct page *page = &M->page[m * M->num_vpns + v];
     for (int c = 0; c < M->shape->num_cpus; c++) {
         const struct gather *gather = &M->cpu[c].gather;
-        if (gather->kind == DONTNEED && M->cpu[c].loaded == m && gather->vs <= v && v < gather->ve)
+        bool takes_away = gather->kind == MUNMAP || gather->kind == DONTNEED || gather->kind == MREMAP || gather->kind == EXIT;
+        if (takes_away && M->cpu[c].loaded == m && gather->vs <= v && v < gather->ve)
             return page->vma == NONE || !(M->vma[page->vma] & VMA_SHARED);
     }
     return false;
@@ -1083,10 +1084,10 @@ static void judge_stale(struct machine *M, int c, int m, int v, const struct way
     const struct backing *backing = page->promise_mapped ? &M->backing[page->promise_backing] : NULL;
     int b = page->promise_backing;
     bool exact = backing && frame->content == b && frame->version == backing->truth;
-    bool is_backed = page->backing == b && !is_being_dropped(M, m, v);
+    bool is_dropped = is_being_dropped(M, m, v), is_backed = page->backing == b && !is_dropped;
     bool advanced = page->epoch > entry->filled, named = backing && !advanced && is_backed, wrong[NUM_CLASSES] = { false };
     wrong[REUSE] = frame->handed > entry->filled && !exact;
-    wrong[MAPPING] = advanced && !exact;
+    wrong[MAPPING] = advanced && !is_dropped && !exact;
     wrong[PERMISSION] = is_store && backing && !page->promise_writable;
     wrong[LOST_STORE] = is_store && (named || (exact && is_backed)) && (backing->home != entry->frame || backing->harvested);
     bool is_old = named && (frame->content == b || (backing->parent != NONE && frame->content == backing->parent));

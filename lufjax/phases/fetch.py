@@ -13,6 +13,8 @@ from lufjax.kernels import tlb
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
 
+TAKE_AWAY = (Op.MUNMAP, Op.MADVISE_DONTNEED, Op.MREMAP, Op.EXIT)
+"""Calls after which a page, unless it is shared, is not what it was."""
 NO_BACKING = -9
 """Names no content at all: a store through it overwrites somebody's bytes."""
 
@@ -118,7 +120,7 @@ def stale(m: Draft, enabled: Array) -> None:
     content, version, advanced = row[st.CONTENT], row[st.VERSION], page[st.EPOCH] > filled
     classes = classes_of(Facts(
         is_store=is_store, is_mapped=is_mapped, is_writable=(page[st.PROMISE] & 2) != 0, is_reused=row[st.HANDED] > filled, advanced=advanced,
-        is_backed=(page[st.VMA] >= 0) & (page[st.BACKING] == backing) & ~_is_being_dropped(m, page), holds=content == backing,
+        is_backed=(page[st.VMA] >= 0) & (page[st.BACKING] == backing), is_dropped=_is_being_dropped(m, page), holds=content == backing,
         is_current=version == truth, is_older=version < truth, holds_parent=(parent >= 0) & (content == parent), is_home=home >> 2 == frame,
         harvested=(home & 2) != 0,
     ))  # fmt: skip
@@ -141,10 +143,11 @@ def stale(m: Draft, enabled: Array) -> None:
 
 
 def _is_being_dropped(m: Draft, page: Array) -> Array:
-    """Whether a DONTNEED that has visited the page of the event, a private one, is in progress on any CPU."""
+    """Whether a call that takes the page of the event away, and has visited it, is in progress on any CPU."""
     cpus, ranges, flags = m.get("cpu"), m.get("gather"), m.get("vma", jnp.maximum(page[st.VMA], 0))
-    is_open = (cpus[:, st.GATHER_KIND] == Op.MADVISE_DONTNEED) & (cpus[:, st.LOADED] == m.m)
-    return ((flags & VmaFlag.SHARED) == 0) & (is_open & (ranges[:, st.VS] <= m.v) & (m.v < ranges[:, st.VE])).any()
+    is_shared = (page[st.VMA] >= 0) & ((flags & VmaFlag.SHARED) != 0)
+    is_open = jnp.isin(cpus[:, st.GATHER_KIND], jnp.array(TAKE_AWAY, jnp.int32)) & (cpus[:, st.LOADED] == m.m)
+    return ~is_shared & (is_open & (ranges[:, st.VS] <= m.v) & (m.v < ranges[:, st.VE])).any()
 
 
 class Facts(NamedTuple):
@@ -152,7 +155,7 @@ class Facts(NamedTuple):
 
     Attributes:
         is_store: a store. is_mapped, is_writable: the promise. is_reused: f was handed out after the entry was filled. advanced: so did the promise.
-        is_backed: the page has a VMA and its backing is b, and no call in progress drops it. holds: f holds b.
+        is_backed: the page has a VMA and its backing is b. is_dropped: a call in progress takes it away. holds: f holds b.
         is_current, is_older: in the version that is the truth, or one before.
         holds_parent: f holds what b was copied from. is_home: f is the home of b. harvested: b was written out since it was stored to.
     """
@@ -163,6 +166,7 @@ class Facts(NamedTuple):
     is_reused: Array
     advanced: Array
     is_backed: Array
+    is_dropped: Array
     holds: Array
     is_current: Array
     is_older: Array
@@ -174,12 +178,13 @@ class Facts(NamedTuple):
 def classes_of(f: Facts) -> Array:
     """``bool[classes]``: which classes of docs/MODEL.md section 8 a stale access violates."""
     exact = f.is_mapped & f.holds & f.is_current
-    named = f.is_mapped & ~f.advanced & f.is_backed
+    is_backed = f.is_backed & ~f.is_dropped
+    named = f.is_mapped & ~f.advanced & is_backed
     return jnp.stack([
         f.is_reused & ~exact,
-        f.advanced & ~exact,
+        f.advanced & ~f.is_dropped & ~exact,
         f.is_store & f.is_mapped & ~f.is_writable,
-        f.is_store & (named | (exact & f.is_backed)) & (~f.is_home | f.harvested),
+        f.is_store & (named | (exact & is_backed)) & (~f.is_home | f.harvested),
         ~f.is_store & named & ((f.holds & f.is_older) | f.holds_parent),
         jnp.zeros_like(exact),
     ])  # fmt: skip

@@ -66,6 +66,35 @@ def test_a_checker_without_one_rule_fails(kind: Violation, monkeypatch: pytest.M
     assert broken == {file.name for file in FILES if kind.name in file.expect} != set()
 
 
+MAPPED_AGAIN = """\
+# the address is mapped again by a call that has not returned
+# expect: clean
+place file:0 f1
+map A.p0 file:0 rw
+switch c0 A
+store c0 A.p0
+place file:1 f2
+map A.p0 file:1 rw
+copy file:0 f3
+fwrite file:0
+load c0 A.p0
+store c0 A.p0
+"""
+
+
+def test_a_checker_that_takes_a_page_for_backed_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mapped_again.litmus"
+    path.write_text(MAPPED_AGAIN)
+    file = load_litmus(path)
+    (result,) = litmus.run_litmus([file])
+    assert result.holds, result.mismatches
+    whole = fetch.classes_of
+    monkeypatch.setattr(fetch, "classes_of", lambda facts: whole(facts._replace(is_backed=jnp.bool_(True))))
+    monkeypatch.setattr(native, "compile_program", native.compile_program.__wrapped__)
+    (result,) = litmus.run_litmus([file])
+    assert result.found[-2:] == (("OLD_VALUE",), ("LOST_STORE",))
+
+
 def _random_rows(seed: int, length: int) -> list[tuple[int, ...]]:
     """Event rows of well-formed lines in any order: lines that the reader refuses are not used."""
     draw, reader, drafts = random.Random(seed), litmus_file._Reader(), []

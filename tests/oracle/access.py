@@ -7,7 +7,8 @@ from .counting import LOST_STORE, MAPPING, OLD_VALUE, PERMISSION, REUSE, Counts
 from .state import CORRUPT, SHARED, Content, State
 from .tlb import TlbEntry
 
-DONTNEED = 6
+TAKE_AWAY = (4, 6, 23, 24)
+"""MUNMAP, DONTNEED, EXIT, MREMAP."""
 
 
 def access(s: State, n: Counts, c: int, v: int, is_store: bool, times: int) -> bool:
@@ -121,12 +122,13 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
     page, frame = s.page(entry.m, entry.vpn), s.frames[entry.frame]
     promise, advanced = page.promise, page.epoch > entry.filled
     exact = promise.mapped and frame.content == (promise.backing, s.backings[promise.backing].truth)
-    is_backed = page.backing == promise.backing and not _is_being_dropped(s, entry.m, entry.vpn)
+    is_dropped = _is_being_dropped(s, entry.m, entry.vpn)
+    is_backed = page.backing == promise.backing and not is_dropped
     named = promise.mapped and not advanced and is_backed
     classes = []
     if frame.handed > entry.filled and not exact:
         classes.append(REUSE)
-    if advanced and not exact:
+    if advanced and not is_dropped and not exact:
         classes.append(MAPPING)
     if is_store and promise.mapped and not promise.writable:
         classes.append(PERMISSION)
@@ -142,9 +144,9 @@ def _judge(s: State, n: Counts, c: int, entry: TlbEntry, is_store: bool, times: 
 
 
 def _is_being_dropped(s: State, m: int, v: int) -> bool:
-    """Is a DONTNEED that has visited the page, a private one, in progress?"""
+    """Is a call in progress that takes the page away, and that has visited it?"""
     gathers = [cpu.gather for cpu in s.cpus if cpu.gather is not None and cpu.loaded == m]
-    is_visited = any(gather.op == DONTNEED and gather.vs <= v < gather.ve for gather in gathers)
+    is_visited = any(gather.op in TAKE_AWAY and gather.vs <= v < gather.ve for gather in gathers)
     return is_visited and not s.flags(s.page(m, v)) & SHARED
 
 
