@@ -69,11 +69,11 @@ bit need_flush;
 /* Only within an event; 0 between events. */
 byte e, f, g, h, i, j, k, n, t, v, w, slot;
 int seen;
-bit any_writable, any_dirty, queued, alone, deferred, ok, exact, named, is_reuse, is_mapping, is_permission, is_lost_store, is_old_value;
+bit any_writable, any_dirty, queued, alone, deferred, ok, exact, named, dropped, is_reuse, is_mapping, is_permission, is_lost_store, is_old_value;
 
 inline forget() {
   e = 0; f = 0; g = 0; h = 0; i = 0; j = 0; k = 0; n = 0; t = 0; v = 0; w = 0; slot = 0; seen = 0;
-  any_writable = 0; any_dirty = 0; queued = 0; alone = 0; deferred = 0; ok = 0; exact = 0; named = 0;
+  any_writable = 0; any_dirty = 0; queued = 0; alone = 0; deferred = 0; ok = 0; exact = 0; named = 0; dropped = 0;
   is_reuse = 0; is_mapping = 0; is_permission = 0; is_lost_store = 0; is_old_value = 0
 }
 
@@ -466,9 +466,15 @@ inline check(cpu, vpn, is_store) {
   :: !(pte[vpn] & PRESENT) || pte_frame[vpn] != f || (is_store && (pte[vpn] & (WRITABLE | DIRTY)) != (WRITABLE | DIRTY)) ->
      g = promised[vpn];
      exact = mapped[vpn] && content[f] == g && version[f] == truth[g];
+     dropped = 0; /* every VMA here is SHARED: a page that a call takes away has none */
+     t = 0;
+     do
+     :: t < C -> dropped = dropped || (open[t] && vs[t] <= vpn && vpn < ve[t] && vma[vpn] == NONE); t++
+     :: else -> break
+     od;
      named = mapped[vpn] && !(e & ADVANCED) && vma[vpn] != NONE && backing[vpn] == g;
      is_reuse = (e & REUSED) && !exact;
-     is_mapping = (e & ADVANCED) && !exact;
+     is_mapping = (e & ADVANCED) && !dropped && !exact;
      is_permission = is_store && mapped[vpn] && !permitted[vpn];
      is_lost_store = is_store && (named || (exact && vma[vpn] != NONE && backing[vpn] == g)) && (home[g] != f || harvested[g]);
      is_old_value = !is_store && named && !exact && content[f] == g;
