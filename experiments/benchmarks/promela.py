@@ -10,6 +10,7 @@ Compiling is not counted. On a busy machine compare CPU seconds, which are those
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,9 @@ class Timing:
         rates = {"transitions_per_s": round(self.transitions / best), "transitions_per_cpu_s": round(self.transitions / cpu)}
         times = {"seconds": round(best, 3), "cpu_seconds": round(cpu, 3), "every_seconds": [round(s, 3) for s in self.seconds]}
         return {"states": self.states, "transitions": self.transitions, **rates, **times}
+
+
+os.environ["LUFJAX_CACHE_DIR"] = "off"  # compile times are measured, not read
 
 
 def measure(alphabet: Alphabet, policy: str, repeats: int, directory: Path) -> dict[str, Any]:
