@@ -11,7 +11,7 @@ from lufjax.faults import Fault
 from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, collect, settle_marker
+from lufjax.phases.mapping import GATHER_PAGE, collect, is_taken, settle_marker
 
 
 def fork(m: Draft, enabled: Array) -> None:
@@ -20,8 +20,7 @@ def fork(m: Draft, enabled: Array) -> None:
     begin, settles, copies = (enabled & (code == phase) for phase in (Phase.FORK, Phase.FORK_SETTLE, Phase.FORK_COPY))
     page, copy = m.get("page", m.pid), m.get("page", child)
     pte, old = m.get("pte", m.pid), m.get("pte", child)
-    is_taken = (page[st.VMA] >= 0) & ((copy[st.VMA] >= 0) | ((copy[st.PROMISE] & 1) != 0))
-    refuses = (m.arg == m.loaded) | (m.get("mm", m.arg, st.GATHERS) > 0) | is_taken
+    refuses = (m.arg == m.loaded) | (m.get("mm", m.arg, st.GATHERS) > 0) | is_taken(page, copy)
     m.disabled(begin & refuses)
     m.goto(Phase.MAPPING, begin & ~refuses)
 

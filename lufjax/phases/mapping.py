@@ -69,6 +69,11 @@ def debt_rule(
     m.flush_mm(has_flag, then, cpu=m.c, mm=mm, payer=Payer.MAPPING)
 
 
+def is_taken(page: Array, target: Array) -> Array:
+    """Whether a mapped page cannot go to a target (rows of ``page``): something is mapped there, or is promised to be."""
+    return (page[st.VMA] >= 0) & ((target[st.VMA] >= 0) | ((target[st.PROMISE] & 1) != 0))
+
+
 def settle_marker(m: Draft, enabled: Array, pte: Array, *, mm: Array, vpn: Array, then: Phase) -> Array:
     """A page is mapped where none was, over ``pte``: pay what the address owes, and go on in ``then``. Returns whether the marker goes."""
     has_marker = enabled & ((pte & st.PTE_MARKER) != 0)

@@ -10,7 +10,7 @@ from lufjax.events import Payer, VmaFlag
 from lufjax.kernels import frames
 from lufjax.phases import Phase
 from lufjax.phases.draft import Draft
-from lufjax.phases.mapping import GATHER_PAGE, collect, is_held, settle_marker, visit_marker
+from lufjax.phases.mapping import GATHER_PAGE, collect, is_held, is_taken, settle_marker, visit_marker
 
 
 def mremap(m: Draft, enabled: Array) -> None:
@@ -19,9 +19,9 @@ def mremap(m: Draft, enabled: Array) -> None:
     begin, settles, moves = (enabled & (code == phase) for phase in (Phase.MREMAP, Phase.MREMAP_SETTLE, Phase.MREMAP_MOVE))
     page, target = m.get("page", m.pid), m.get("page", to)
     pte, old = m.get("pte", m.pid), m.get("pte", to)
-    is_taken = (page[st.VMA] >= 0) & ((target[st.VMA] >= 0) | ((target[st.PROMISE] & 1) != 0))
-    m.disabled(begin & is_taken)
-    m.goto(Phase.MAPPING, begin & ~is_taken)
+    refuses = is_taken(page, target)
+    m.disabled(begin & refuses)
+    m.goto(Phase.MAPPING, begin & ~refuses)
 
     clears = settle_marker(m, settles, old, mm=m.m, vpn=m.arg, then=Phase.MREMAP_MOVE)
 
