@@ -161,7 +161,7 @@ class EventList:
             words[:count] = [f"{text} prot={prot}" for text in words[:count]]
         if op is Op.MUNMAP:
             self.page_vma[process, first : first + count] = -1
-        return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
+        return _begun(rows, words) if "open" in more else (rows, words)
 
     def _mremap(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         pages, *more = arguments or [""]
@@ -175,10 +175,15 @@ class EventList:
         for vpn, new in zip(range(first, first + count), range(to, to + count), strict=True):
             self.page_vma[process, new], self.page_vma[process, vpn] = self.page_vma[process, vpn], -1
             self.page_backing[process, new] = self.page_backing[process, vpn]
-            if self.page_backing[process, new] != ANON:
-                self.mappers.setdefault(int(self.page_backing[process, new]), set()).add((process, new))
+            self._note_mapper(process, new)
         words = [f"mremap {vpn} to={arg}" if code == op else "gather_finish" for code, vpn, arg, _ in rows.tolist()]
-        return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
+        return _begun(rows, words) if "open" in more else (rows, words)
+
+    def _note_mapper(self, process: int, vpn: int) -> None:
+        """A page has got the backing that it has; a file page counts who ever maps it."""
+        backing = int(self.page_backing[process, vpn])
+        if backing != ANON:
+            self.mappers.setdefault(backing, set()).add((process, vpn))
 
     def _fork(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         pages, *more = arguments or [""]
@@ -200,10 +205,9 @@ class EventList:
                 new[old] = self._new_vma(self.vmas[old])
             row[2:] = child, new[old]
             self.page_vma[child, vpn], self.page_backing[child, vpn] = new[old], self.page_backing[process, vpn]
-            if self.page_backing[child, vpn] != ANON:
-                self.mappers.setdefault(int(self.page_backing[child, vpn]), set()).add((child, vpn))
+            self._note_mapper(child, vpn)
         words = [f"fork {vpn} to={arg}" if code == op else "gather_finish" for code, vpn, arg, _ in rows.tolist()]
-        return (rows[:-1], words[:-1]) if "open" in more else (rows, words)
+        return _begun(rows, words) if "open" in more else (rows, words)
 
     def _exit(self, cpu: int, op: Op, arguments: list[str]) -> tuple[Any, list[str]]:
         if arguments:
@@ -302,6 +306,11 @@ def _fields(words: list[str], allowed: tuple[str, ...]) -> dict[str, str]:
 
 Expand = Callable[[EventList, int, Op, list[str]], tuple[Any, list[str]]]
 _GATHER_USAGE = "PAGES [tables | open]"
+def _begun(rows: Any, words: list[str]) -> tuple[Any, list[str]]:
+    """A call without its end."""
+    return rows[:-1], words[:-1]
+
+
 GRAMMAR: dict[str, tuple[str, Expand]] = {
     "load": ("load PAGES [xN]", EventList._access),
     "store": ("store PAGES [xN]", EventList._access),
