@@ -23,7 +23,7 @@ class KeySet:
     """
 
     def __init__(self, width: int, path: Path | None = None) -> None:
-        self.width, self.words, self.count, self._path = width, words_of(width), 0, path
+        self.words, self.count, self._path = words_of(width), 0, path
         self._factors = np.random.default_rng(0).integers(1, 2**63, self.words, np.uint64) * np.uint64(2) + np.uint64(1)
         self._keys = self._store(START)
         self._slots = np.zeros(4 * START, np.uint64)
