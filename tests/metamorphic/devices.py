@@ -1,4 +1,4 @@
-"""Run one small batch natively and under XLA on 1, 2 and 4 devices, and print a digest of each result as JSON.
+"""Run one small batch natively on 1, 2 and 4 cores and under XLA on 1, 2 and 4 devices, and print a digest of each result as JSON.
 
 A process of its own, because the number of CPU devices is fixed when JAX starts. Loads, stores and reclaim only: a program with few phases
 compiles faster; the differential tests run all of them under XLA.
@@ -15,6 +15,7 @@ from lufjax.engine import Samples
 from tests.contract.small_run import build_trace, flatten, small_run
 
 NUM_EVENTS = 1500
+COUNTS = (1, 2, 4)
 POLICIES = ("linux", "linux_6_15", "luf_v10", "fpr", "latr")
 
 
@@ -30,9 +31,11 @@ def main() -> None:
     """Print the digests."""
     run = small_run([build_trace("llm", 3, 0, NUM_EVENTS, file_pages=96, layer_pages=12, tick_period=0)], POLICIES)
     points = [NUM_EVENTS // 2, NUM_EVENTS]
-    digests = {"native": digest(run.samples(points))}
-    for num_devices in (1, 2, 4):
-        digests[f"xla {num_devices}"] = digest(run.samples(points, backend="xla", num_devices=num_devices, block_lanes=2))
+    digests = {}
+    for num_devices in COUNTS:
+        for backend, block_lanes in (("native", 1), ("xla", 2)):
+            samples = run.samples(points, backend=backend, num_devices=num_devices, block_lanes=block_lanes)
+            digests[f"{backend} {num_devices}"] = digest(samples)
     print(json.dumps(digests))
 
 

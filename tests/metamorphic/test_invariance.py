@@ -13,6 +13,7 @@ import pytest
 
 from lufjax.engine import Samples
 from tests.contract.small_run import SmallRun, assert_same, build_trace, pick_lanes, small_run
+from tests.metamorphic.devices import COUNTS
 
 NUM_EVENTS = 4000
 POLICIES = ("linux", "linux_6_15", "luf_v10", "luf_naive", "fpr", "latr")
@@ -42,7 +43,7 @@ def test_cpus_that_a_trace_does_not_use_change_nothing(run: SmallRun, whole: Sam
     assert_same(cut, whole)
 
 
-@pytest.mark.parametrize(("block_lanes", "num_devices"), [(1, 1), (1, 2), (5, 1), (5, 2), (64, 2), (None, None)])
+@pytest.mark.parametrize(("block_lanes", "num_devices"), [(1, 1), (1, 2), (1, 4), (5, 1), (5, 2), (64, 2), (None, None)])
 def test_blocks_and_cores_change_nothing(run: SmallRun, whole: Samples, block_lanes: int | None, num_devices: int | None) -> None:
     assert_same(run.samples([1000, NUM_EVENTS], block_lanes=block_lanes, num_devices=num_devices), whole)
 
@@ -85,5 +86,5 @@ def test_device_counts_and_backends_change_nothing() -> None:
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     digests = json.loads(done.stdout.splitlines()[-1])
-    assert set(digests) == {"native", "xla 1", "xla 2", "xla 4"}
+    assert set(digests) == {f"{backend} {count}" for backend in ("native", "xla") for count in COUNTS}
     assert len(set(digests.values())) == 1, digests
