@@ -48,6 +48,8 @@ class OneLineParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # XLA logs, as an error, that features which it made up are missing, for each kept program that it reads; what fails is raised anyway.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return _dispatch(arguments)
     except ValueError as error:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lufjax import rollout
+from lufjax import code_cache, rollout
 from lufjax.params import MachineShape
 from lufjax.state import MachineState
 
@@ -79,6 +79,7 @@ def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int
 
 
 def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
+    code_cache.keep_xla_programs()
     devices = tuple(jax.devices()[:num_devices])
     per_device = min(block_lanes or XLA_BLOCK_LANES, _ceil_power(-(-num_lanes // len(devices))))
     slots = min(per_device, max(64, per_device // SLOT_SHARE))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lufjax import code_cache, native
 from lufjax.presets import config_dir, load_policy
@@ -73,6 +76,45 @@ def test_it_keeps_the_entries_used_last(kept: Path, monkeypatch: pytest.MonkeyPa
     assert code_cache.load(names[0]) == b"code"
     code_cache.save(names[2], b"code")
     assert sorted(path.name for path in kept.iterdir()) == sorted([names[0], names[2]])
+
+
+@pytest.fixture
+def jax_cache() -> Iterator[None]:
+    """JAX keeps what compiles in no time, and nothing when the test is over."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def xla_programs(place: Path) -> list[Path]:
+    return sorted(place.glob("xla-*/*-cache"))
+
+
+def test_programs_of_xla_are_kept_in_the_same_folder_the_newest_ones(kept: Path, jax_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.jit(lambda x: x + 1)(np.int32(1))  # JAX has found no cache by now
+    code_cache.keep_xla_programs()
+    jax.jit(lambda x: 3 * x)(np.int32(2))
+    jax.jit(lambda x: 5 * x)(np.int32(2))
+    first, *more = xla_programs(kept)
+    assert more
+    os.utime(first, (1, 1))
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(code_cache, "MOST_XLA", len(more))
+    code_cache.keep_xla_programs()
+    assert xla_programs(kept) == more
+
+
+def test_a_folder_that_jax_was_given_stays_and_off_means_off(tmp_path: Path, jax_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUFJAX_CACHE_DIR", "off")
+    code_cache.keep_xla_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setenv("LUFJAX_CACHE_DIR", str(tmp_path / "code"))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    code_cache.keep_xla_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    assert not (tmp_path / "code").exists()
 
 
 def test_off_and_a_folder_that_cannot_be_made_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
