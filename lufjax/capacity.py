@@ -12,17 +12,29 @@ from lufjax.params import MachineShape
 from lufjax.settings import RunConfig
 from lufjax.store import lane_bytes
 
-BASE_BYTES = 700 * 2**20
-"""Python, JAX and compiled programs: an allowance, about 500 MiB were seen."""
-STATE_COPIES = 2
-"""The state of the lanes in memory at a time, and one copy while it is made and handed over."""
 MIB = 2**20
+BASE_BYTES = 380 * MIB
+"""Python, the libraries, and LLVM at work."""
+XLA_BYTES = 900 * MIB
+"""XLA at work on its program, which it compiles when the first states are made."""
+COMPILE_BYTES_PER_WAY = 80 * 2**10
+"""Machine code that looks at one set of each TLB of every CPU, while it is made."""
+FIGURE_BYTES = 60 * MIB
+STATE_COPIES = 4
+"""The state of the lanes in memory at a time: as each trace begins it, those put together, as each lane begins it, and as the runner has it."""
+EVENT_BYTES = 100
+"""One event row of a trace while the trace is built."""
+ROW_BYTES, PACKED_BYTES, PACKING_BYTES = 20, 16, 28
+"""One event row of a trace; as the engine reads it; what it takes beside those while it is packed."""
+RESULT_COPIES = 4
+"""Results in the store's arrays, in those of the data set, and on their way into the file."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Peak memory of a run in bytes, by part, and what a lane takes."""
+    """Peak memory of a run in bytes, by part, and what a lane takes. ``base``: whatever is run. ``total``: a tenth more, for memory in pieces."""
 
+    base: int
     state: int
     traces: int
     results: int
@@ -31,22 +43,34 @@ class Need:
 
     @property
     def total(self) -> int:
-        return BASE_BYTES + self.state + self.traces + self.results
+        return (self.base + self.state + self.traces + self.results) * 11 // 10
 
 
 def need(config: RunConfig, groups: Sequence[Group], bytes_per_lane: Callable[[MachineShape], int]) -> Need:
-    """Estimate the peak: the largest chunk, its traces beside the cached ones, and all results in memory at the end."""
+    """Estimate the peak, from above: the worst moment of the worst chunk, and all results in memory at the end.
+
+    The events of a chunk's traces are put together, then packed; what was put together is gone when the states are made.
+    """
+    from lufjax import engine
+
+    backend = engine.resolve_backend(config.engine.backend)
     lanes = [bytes_per_lane(group.shape) for group in groups]
-    samples = len(config.sample_points)
-    at_once = lanes_at_once(config)
-    chunk = max(min(at_once, config.engine.chunk_lanes, group.num_lanes) * size for group, size in zip(groups, lanes, strict=True))
-    traces = max(min(len(group.trace_keys), config.engine.chunk_lanes) * group.trace_bytes for group in groups)
-    results = sum(group.num_lanes * lane_bytes(samples, group.shape.num_cpus) for group in groups)
-    return Need(STATE_COPIES * chunk, 2 * traces + config.engine.trace_cache_mib * MIB, 2 * results, max(lanes), min(lanes))
-
-
-EVENT_BYTES = 100
-"""One event row of a trace while the trace is built, and packed for the engine."""
+    kept = min(config.engine.trace_cache_mib * MIB, sum(len(group.trace_keys) * group.trace_bytes for group in groups))
+    parts = []
+    for group, size in zip(groups, lanes, strict=True):
+        chunk = min(config.engine.chunk_lanes, group.num_lanes)
+        used = min(len(group.trace_keys), chunk)
+        rows = used * config.num_events
+        fitted = max(0, used * group.trace_bytes - ROW_BYTES * rows)
+        once = lanes_at_once(config, backend, chunk) * size
+        state = max(STATE_COPIES * once, once + XLA_BYTES * (backend == "xla"))
+        building = max(PACKING_BYTES * rows, EVENT_BYTES * config.num_events)
+        parts.append((state, max(kept, used * group.trace_bytes) + fitted + PACKED_BYTES * rows + max(0, building - state)))
+    state, traces = max(parts, key=sum)
+    ways = max(group.shape.num_cpus * (group.shape.l1.ways + group.shape.l2.ways) for group in groups)
+    base = BASE_BYTES + COMPILE_BYTES_PER_WAY * ways + FIGURE_BYTES * config.figures
+    results = RESULT_COPIES * sum(group.num_lanes * lane_bytes(len(config.sample_points), group.shape.num_cpus) for group in groups)
+    return Need(base, state, traces, results, max(lanes), min(lanes))
 
 
 def refuse_long_traces(config: RunConfig, limit: int) -> None:
@@ -61,13 +85,14 @@ def refuse_long_traces(config: RunConfig, limit: int) -> None:
         raise ValueError(f"num_events={config.num_events}: one trace takes {wanted} MiB, and {allowed // MIB} MiB are allowed; lower it")
 
 
-def lanes_at_once(config: RunConfig) -> int:
-    """Lanes whose state is in memory at a time."""
-    from lufjax import engine
+def lanes_at_once(config: RunConfig, backend: str, chunk: int) -> int:
+    """Lanes of a chunk whose state is in memory at a time."""
+    if backend == "xla":
+        return chunk
+    from lufjax.runners import native_blocks
 
-    if engine.resolve_backend(config.engine.backend) == "xla":
-        return config.engine.chunk_lanes
-    return (config.engine.block_lanes or engine.NATIVE_BLOCK_LANES) * (config.engine.num_devices or engine.num_cores())
+    block, workers = native_blocks(chunk, config.engine.block_lanes, config.engine.num_devices)
+    return block * workers
 
 
 def refuse_if_too_large(config: RunConfig, needed: Need, limit: int) -> None:

@@ -73,9 +73,15 @@ def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int
     from lufjax import native
 
     compiled = native.compile_for(shape, program)
+    block, workers = native_blocks(num_lanes, block_lanes, num_devices)
+    return Runner(block, workers, np.array, np.ascontiguousarray, partial(native.run_block, compiled))
+
+
+def native_blocks(num_lanes: int, block_lanes: int | None, num_devices: int | None) -> tuple[int, int]:
+    """Lanes of a block, and blocks that run at the same time."""
     workers = max(1, num_devices or num_cores())
     block = min(block_lanes or NATIVE_BLOCK_LANES, max(1, -(-num_lanes // (4 * workers))))
-    return Runner(block, min(workers, -(-num_lanes // block)), np.array, np.ascontiguousarray, partial(native.run_block, compiled))
+    return block, min(workers, -(-num_lanes // block))
 
 
 def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
