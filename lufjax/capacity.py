@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lufjax.grid import Group
 from lufjax.params import MachineShape
 from lufjax.settings import RunConfig
@@ -62,7 +64,8 @@ def need(config: RunConfig, groups: Sequence[Group], bytes_per_lane: Callable[[M
         used = min(len(group.trace_keys), chunk)
         rows = used * config.num_events
         fitted = max(0, used * group.trace_bytes - ROW_BYTES * rows)
-        once = lanes_at_once(config, backend, chunk) * size
+        begun = min(chunk, len(np.unique(engine.start_facts(group.params, group.trace_index), axis=0))) if backend == "cuda" else chunk
+        once = lanes_at_once(config, backend, begun) * size
         state = max(STATE_COPIES * once, once + XLA_BYTES * (backend == "xla"))
         building = max(PACKING_BYTES * rows, EVENT_BYTES * config.num_events)
         parts.append((state, max(kept, used * group.trace_bytes) + fitted + PACKED_BYTES * rows + max(0, building - state)))
@@ -86,8 +89,8 @@ def refuse_long_traces(config: RunConfig, limit: int) -> None:
 
 
 def lanes_at_once(config: RunConfig, backend: str, chunk: int) -> int:
-    """Lanes of a chunk whose state is in memory at a time."""
-    if backend == "xla":
+    """Lanes of a chunk whose state is in this machine's memory at a time; of those on a GPU, ``chunk`` counts equal beginnings once."""
+    if backend != "native":
         return chunk
     from lufjax.runners import native_blocks
 

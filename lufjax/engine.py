@@ -29,8 +29,13 @@ from lufjax.trace import EMPTY_TRACE, Trace
 
 __all__ = [
     "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "counters_of", "make_runner",
-    "num_cores", "resolve_backend", "simulate", "use_all_cores", "violations_of", "xla_program",
+    "num_cores", "resolve_backend", "simulate", "start_facts", "use_all_cores", "violations_of", "xla_program",
 ]  # fmt: skip
+
+
+def start_facts(params: MachineParams, trace_index: np.ndarray) -> np.ndarray:
+    """All that the state in which a lane starts depends on: ``int[lanes, facts]``."""
+    return np.stack([trace_index, params.frames_in_use, params.fast_frames, params.policy.trim_period], -1)
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ def simulate(
         trace_index: ``int[num_lanes]``, which trace drives each lane.
         sample_points: numbers of events after which counters are read; increasing, the last one ends the run.
         block_lanes: lanes that are in memory and advance together, per device; chosen by the backend if None.
-        num_devices: devices (``xla``) or cores (``native``) to use; all by default.
-        backend: ``native``, ``xla`` or ``auto``: native where JAX runs on the CPU, XLA on an accelerator.
+        num_devices: devices (``xla``) or cores (``native``) to use; all by default. ``cuda`` has one.
+        backend: ``native``, ``cuda``, ``xla`` or ``auto``: cuda where there is such a device, else native where JAX runs on the CPU, else XLA.
         progress: called with (lane events done, lane events in all), from one thread at a time.
 
     Raises:
@@ -125,7 +130,8 @@ class _Job:
         lanes = np.arange(start, start + self.runner.block)
         index, is_real = np.minimum(lanes, num_lanes - 1), lanes < num_lanes
         params = jax.tree.map(lambda leaf: self.runner.put(leaf[index]), self.params)
-        state = self._initial(index)
+        distinct, which = self._distinct(index)
+        state = self.runner.start(params, self._initial(distinct), which)
         where = self.runner.put(self.trace_index[index])
         collected, before = [], 0
         for point in self.points:
@@ -133,12 +139,18 @@ class _Job:
                 break
             stop = self.runner.put(np.where(is_real, point, 0).astype(np.int32))
             state = self.runner.run(params, state, self.events, where, stop)
-            state, counted = _take_counters(state)
+            state, counted = self.runner.take(state)
             _check_faults(counted, index, point, is_real)
             collected.append(counted)
             self._report(int(is_real.sum()) * (point - before))
             before = point
         return _accumulate(collected, int(is_real.sum()))
+
+    def _distinct(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lanes of which no two start in the same state, and for each lane of ``index`` the position of the one that starts as it does."""
+        facts = start_facts(self.params, self.trace_index)[index]
+        _, first, which = np.unique(facts, axis=0, return_index=True, return_inverse=True)
+        return index[first], which.reshape(-1)
 
     def _initial(self, index: np.ndarray) -> MachineState:
         """Initial states: one per trace used, then the few numbers that depend on the lane."""
@@ -151,27 +163,13 @@ class _Job:
             getattr(state, bank)[:, column] = value[index]
         state.frame[:, :, st.ON_FREE] = np.arange(self.shape.num_frames) < self.params.fast_frames[index][:, None]
         state.mm[:, :, st.NEXT_TRIM] = self.params.policy.trim_period[index][:, None]
-        return jax.tree.map(self.runner.put, state)
+        return state
 
     def _report(self, events: int) -> None:
         if self._progress is not None:
             with self._lock:
                 self._done += events
                 self._progress(self._done, len(self.trace_index) * self.points[-1])
-
-
-def _take_counters(state: MachineState) -> tuple[MachineState, dict[str, Any]]:
-    """Read and reset what was counted since the last sample, so that no device counter can wrap in a long run."""
-    counting = {"counters": state.counters, "histograms": state.histograms, "received": state.received, "violations": state.violations}
-    scalars = {name: st.scalar(state, name) for name in (*names.GAUGES, "fault", "cursor")}
-    host = jax.tree.map(np.array, jax.device_get({**counting, **scalars, "first": state.first}))
-    return state._replace(**jax.tree.map(_zeros_like, counting)), host
-
-
-def _zeros_like(leaf: Any) -> Any:
-    """On the devices where it is, or in the memory of the host."""
-    zeros = np.zeros(leaf.shape, leaf.dtype)
-    return jax.device_put(zeros, leaf.sharding) if isinstance(leaf, jax.Array) else zeros
 
 
 def _check_faults(counted: dict[str, Any], index: np.ndarray, point: int, is_real: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.core import ShapedArray
@@ -47,18 +47,28 @@ def _constant(value: Any, dtype: Any) -> ir.Constant:
     return ir.Constant(_type(dtype), int(value) if dtype == np.bool_ else int(np.int64(value)) & 0xFFFFFFFF)
 
 
+class Memory(Protocol):
+    """Where the arrays of a machine are. ``index``: the type of offsets."""
+
+    index: ir.IntType
+
+    def pointer(self, builder: Any, array: str) -> Value:
+        """Emit the address of the first element of an array."""
+        ...
+
+
 class Lowering:
     """Translates equations into ``builder``; values are NumPy arrays of LLVM scalars."""
 
-    def __init__(self, builder: Any, bases: Value, numbers: dict[str, int]) -> None:
-        self.builder, self._bases, self._numbers = builder, bases, numbers
+    def __init__(self, builder: Any, memory: Memory) -> None:
+        self.builder, self._memory = builder, memory
         self._pointers: dict[str, Value] = {}
         self.loaded: dict[tuple[str, tuple[int, ...]], Value] = {}
 
     def pointer(self, array: str) -> Value:
         """Base of an array of this machine."""
         if array not in self._pointers:
-            self._pointers[array] = self.builder.load(self.builder.gep(self._bases, [I64(self._numbers[array])]))
+            self._pointers[array] = self._memory.pointer(self.builder, array)
         return self._pointers[array]
 
     def run(self, closed: ClosedJaxpr, finish: Callable[[list[np.ndarray]], None]) -> None:
@@ -204,18 +214,20 @@ class Lowering:
 
     def address(self, array: str, pattern: Any, size: Any, dynamic: Any, kept: list[int]) -> Value:
         """Address of one element: ``pattern`` says which dimensions are indexed by values, by constants, or by ``kept``."""
-        rest, inner, offset = iter(dynamic), iter(kept), None
+        rest, inner, offset, b = iter(dynamic), iter(kept), None, self.builder
+        whole = self._memory.index
         constant: Any = 0
         for dimension in range(len(size)):
             part: Any = pattern[dimension] if dimension < len(pattern) else ("slice",)
             stride = int(np.prod(size[dimension + 1 :], dtype=np.int64))
             if part[0] == "dynamic":
-                term = self.builder.mul(self.builder.sext(next(rest), I64), I64(stride))
-                offset = term if offset is None else self.builder.add(offset, term)
+                number = next(rest)
+                term = b.mul(b.sext(number, I64) if whole == I64 else number, whole(stride))
+                offset = term if offset is None else b.add(offset, term)
             else:
                 constant += (part[1] if part[0] == "static" else next(inner)) * stride
-        total = I64(constant) if offset is None else self.builder.add(offset, I64(constant))
-        return self.builder.gep(self.pointer(array), [total], inbounds=True)
+        total = whole(constant) if offset is None else b.add(offset, whole(constant))
+        return b.gep(self.pointer(array), [total], inbounds=True)
 
 
 def _value(atom: Any, known: dict[Any, np.ndarray]) -> np.ndarray:

@@ -21,13 +21,13 @@ from lufjax.trace import Trace
 
 
 class Machines:
-    """A few machines of one shape, stepped by hand, one event each at a time."""
+    """A few machines of one shape, stepped by hand, one event each at a time: natively where ``simulate`` would use ``cuda``."""
 
     def __init__(self, shape: MachineShape, params: Sequence[MachineParams], traces: Sequence[Trace], *, backend: str = "auto") -> None:
         use_all_cores()
         self.shape, self.num_lanes = shape, len(params)
-        self._is_native = resolve_backend(backend) == "native"
-        self._runner = make_runner(resolve_backend(backend), shape, tuple(rollout.KERNELS), self.num_lanes, self.num_lanes, 1)
+        self._is_native = (chosen := resolve_backend(backend)) != "xla"
+        self._runner = make_runner("native" if self._is_native else chosen, shape, tuple(rollout.KERNELS), self.num_lanes, self.num_lanes, 1)
         states = [init_state(shape, p, trace) for p, trace in zip(params, traces, strict=True)]
         pad = range(self.num_lanes, self._runner.block)
         self._lanes = np.array([*range(self.num_lanes), *(0 for _ in pad)], np.int32)

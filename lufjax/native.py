@@ -25,7 +25,7 @@ from llvmlite import ir
 
 from lufjax import code_cache
 from lufjax import state as st
-from lufjax.lowering import Lowering, emit_writes, read_p, split_p
+from lufjax.lowering import Lowering, Memory, emit_writes, read_p, split_p
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase
 from lufjax.phases.draft import Draft, Target, split_writes
@@ -83,18 +83,46 @@ def lane_arrays(state: MachineState) -> dict[str, tuple[tuple[int, ...], Any]]:
     return arrays | {"params": ((NUM_PARAMS,), np.int32), "events": ((1 << 30, 4), np.int32)}
 
 
+@dataclass(frozen=True)
+class PointerTable:
+    """Memory of a machine whose arrays are anywhere: a table of pointers, in the order of ``numbers``."""
+
+    bases: Any
+    numbers: dict[str, int]
+    index = I64
+
+    def pointer(self, builder: Any, array: str) -> Any:
+        """The address of an array."""
+        return builder.load(builder.gep(self.bases, [I64(self.numbers[array])]))
+
+
+def arrays_of(shape: MachineShape) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """:func:`lane_arrays` of a shape."""
+    return lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
+
+
 def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> ir.Module:
     """One function a kernel, and ``run_lane``, which takes a machine from event to event."""
     module = ir.Module(name="lufjax")
     numbers = {name: number for number, name in enumerate(arrays)}
+    kernels = emit_kernels(module, shape, program, arrays, [POINTER.as_pointer()], lambda bases: PointerTable(bases, numbers))
+    _emit_run_lane(module, program, kernels, numbers)
+    return module
+
+
+def emit_kernels(
+    module: ir.Module, shape: MachineShape, program: Sequence[str], arrays: dict[str, tuple[tuple[int, ...], Any]], arguments: list[ir.Type],
+    memory: Callable[..., Memory],
+) -> dict[str, ir.Function]:  # fmt: skip
+    """A function ``void kernel_GROUP(arguments)`` for each group. ``memory``: from the arguments to where the arrays are."""
     kernels = {}
     for group in program:
         closed, targets = trace_kernel(group, shape, arrays)
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER.as_pointer()]), name=f"kernel_{group}")
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name=f"kernel_{group}")
         function.linkage = "internal"
         function.attributes.add("noinline")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
-        lowering = Lowering(builder, function.args[0], numbers)
+        lowering = Lowering(builder, memory(*function.args))
 
         def finish(values: list[np.ndarray], lowering: Lowering = lowering, closed: Any = closed, targets: list[Any] = targets) -> None:
             emit_writes(lowering, values, targets, closed, arrays)
@@ -102,23 +130,22 @@ def build_ir(shape: MachineShape, program: Sequence[str], arrays: dict[str, tupl
 
         lowering.run(closed, finish)
         kernels[group] = function
-    _emit_run_lane(module, program, kernels, numbers)
-    return module
+    return kernels
 
 
 @contextmanager
-def loop(b: Any, count: Any, first: Any = None) -> Iterator[Any]:
-    """Emit the body of the block for each number from ``first`` (0) to below ``count``, which are I64."""
-    before = b.block
+def loop(b: Any, count: Any, first: Any = None, step: Any = None) -> Iterator[Any]:
+    """Emit the body of the block for each number from ``first`` (0) to below ``count`` in steps of ``step`` (1), all of one type."""
+    before, kind = b.block, count.type
     head, body, leave = (b.function.append_basic_block(name) for name in ("head", "body", "leave"))
     b.branch(head)
     b.position_at_end(head)
-    index = b.phi(I64)
-    index.add_incoming(I64(0) if first is None else first, before)
+    index = b.phi(kind)
+    index.add_incoming(kind(0) if first is None else first, before)
     b.cbranch(b.icmp_signed("<", index, count), body, leave)
     b.position_at_end(body)
     yield index
-    index.add_incoming(b.add(index, I64(1)), b.block)
+    index.add_incoming(b.add(index, kind(1) if step is None else step), b.block)
     b.branch(head)
     b.position_at_end(leave)
 
@@ -212,7 +239,7 @@ def machine_code(build: Callable[[], ir.Module], facts: tuple[Any, ...], **funct
 
 def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:
     """The compiled program of a shape; compiled once in a process."""
-    arrays = lane_arrays(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
+    arrays = arrays_of(shape)
     return compile_program(shape, program, tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in arrays.items()))
 
 

@@ -1,4 +1,4 @@
-"""Ways to advance a block of lanes: natively on the cores of a CPU, or with XLA on JAX's devices. Results do not depend on which."""
+"""Ways to advance a block of lanes: natively on the cores of a CPU, on a CUDA device, or with XLA. Results do not depend on which."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lufjax import code_cache, rollout
-from lufjax.params import MachineShape
+from lufjax import counters as names
+from lufjax import state as st
+from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState
 
 LANES = "lanes"
-BACKENDS = ("auto", "native", "xla")
+BACKENDS = ("auto", "native", "cuda", "xla")
 NATIVE_BLOCK_LANES = 32
 """Lanes that a core has in memory at a time; it runs them one after the other."""
 XLA_BLOCK_LANES = 1024
 """Lanes of one device that advance together: more lanes fill the slots of a phase better, fewer stay in the cache."""
 SLOT_SHARE = 4
 """A phase runs on one lane in this many at a time."""
-
 
 
 def use_all_cores() -> None:
@@ -38,10 +39,37 @@ def use_all_cores() -> None:
 
 
 def resolve_backend(backend: str) -> str:
-    """``native`` or ``xla`` for ``auto``."""
+    """``native``, ``cuda`` or ``xla`` for ``auto``; the platforms that JAX was told to keep to hold for ``auto`` too.
+
+    Raises:
+        ValueError: there is no such backend, or no CUDA device that it could use.
+    """
+    from lufjax.gpu import device
+
     if backend not in BACKENDS:
         raise ValueError(f"engine.backend={backend}: allowed are {', '.join(BACKENDS)}")
-    return backend if backend != "auto" else ("native" if jax.default_backend() == "cpu" else "xla")
+    if backend == "cuda":
+        device.open_device()
+    if backend != "auto":
+        return backend
+    if (platforms_of_jax() or "cuda").split(",")[0] in ("cuda", "gpu") and device.is_there():
+        return "cuda"
+    return "native" if jax.default_backend() == "cpu" else "xla"
+
+
+def platforms_of_jax() -> str | None:
+    """What JAX was told to keep to, in its order of preference."""
+    return jax.config.jax_platforms  # type: ignore[attr-defined]
+
+
+def device_facts(backend: str) -> dict[str, str]:
+    """``platform`` and ``kind`` of the device that a backend uses."""
+    from lufjax.gpu import device
+
+    if resolve_backend(backend) == "cuda":
+        return {"platform": "gpu", "kind": device.open_device().name}
+    used = jax.devices()[0]
+    return {"platform": used.platform, "kind": used.device_kind}
 
 
 @dataclass(frozen=True)
@@ -51,21 +79,25 @@ class Runner:
     Attributes:
         block: lanes of a block. workers: blocks that run at the same time.
         put: NumPy array with a lane axis -> array of the runner. put_shared: the same for the traces, which all lanes share.
+        start: (params, states of the host, which of them each lane starts as) -> state, of whatever type the runner has.
         run: (params, state, events, trace_index, stop) -> state; the state passed in is used up.
+        take: state -> state that counts from 0 again, and what was counted since, by name, on the host.
     """
 
     block: int
     workers: int
     put: Callable[[np.ndarray], Any]
     put_shared: Callable[[np.ndarray], Any]
-    run: Callable[..., MachineState]
+    start: Callable[[MachineParams, MachineState, np.ndarray], Any]
+    run: Callable[..., Any]
+    take: Callable[[Any], tuple[Any, dict[str, Any]]]
 
 
 def make_runner(
     backend: str, shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None
 ) -> Runner:  # fmt: skip
     """The runner of a resolved backend."""
-    make = _native_runner if backend == "native" else _xla_runner
+    make = {"native": _native_runner, "cuda": _cuda_runner, "xla": _xla_runner}[backend]
     return make(shape, program, num_lanes, block_lanes, num_devices)
 
 
@@ -74,7 +106,10 @@ def _native_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int
 
     compiled = native.compile_for(shape, program)
     block, workers = native_blocks(num_lanes, block_lanes, num_devices)
-    return Runner(block, workers, np.array, np.ascontiguousarray, partial(native.run_block, compiled))
+    return Runner(
+        block, workers, np.array, np.ascontiguousarray,
+        lambda params, state, which: jax.tree.map(lambda leaf: leaf[which], state), partial(native.run_block, compiled), take_counters,
+    )  # fmt: skip
 
 
 def native_blocks(num_lanes: int, block_lanes: int | None, num_devices: int | None) -> tuple[int, int]:
@@ -84,6 +119,14 @@ def native_blocks(num_lanes: int, block_lanes: int | None, num_devices: int | No
     return block, min(workers, -(-num_lanes // block))
 
 
+def _cuda_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
+    from lufjax.gpu import device, lanes
+
+    gpu = lanes.load(device.open_device(), shape, program)
+    block = min(block_lanes or num_lanes, gpu.lanes_that_fit(num_lanes))
+    return Runner(block, 1, np.asarray, gpu.device.put, gpu.start, gpu.run, gpu.take)
+
+
 def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
     code_cache.keep_xla_programs()
     devices = tuple(jax.devices()[:num_devices])
@@ -91,10 +134,25 @@ def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, b
     slots = min(per_device, max(64, per_device // SLOT_SHARE))
     mesh = Mesh(np.array(devices), (LANES,))
     lanes, everywhere = NamedSharding(mesh, PartitionSpec(LANES)), NamedSharding(mesh, PartitionSpec())
+    put = partial(jax.device_put, device=lanes)
     return Runner(
-        per_device * len(devices), 1, partial(jax.device_put, device=lanes), partial(jax.device_put, device=everywhere),
-        xla_program(shape, program, slots, devices),
+        per_device * len(devices), 1, put, partial(jax.device_put, device=everywhere),
+        lambda params, state, which: jax.tree.map(lambda leaf: put(leaf[which]), state), xla_program(shape, program, slots, devices), take_counters,
     )  # fmt: skip
+
+
+def take_counters(state: MachineState) -> tuple[MachineState, dict[str, Any]]:
+    """Read and reset what was counted since the last sample, so that no device counter can wrap in a long run."""
+    counting = {"counters": state.counters, "histograms": state.histograms, "received": state.received, "violations": state.violations}
+    scalars = {name: st.scalar(state, name) for name in (*names.GAUGES, "fault", "cursor")}
+    host = jax.tree.map(np.array, jax.device_get({**counting, **scalars, "first": state.first}))
+    return state._replace(**jax.tree.map(_zeros_like, counting)), host
+
+
+def _zeros_like(leaf: Any) -> Any:
+    """On the devices where it is, or in the memory of the host."""
+    zeros = np.zeros(leaf.shape, leaf.dtype)
+    return jax.device_put(zeros, leaf.sharding) if isinstance(leaf, jax.Array) else zeros
 
 
 def num_cores() -> int:

@@ -66,7 +66,7 @@ class EngineConfig:
 
     split_workloads: bool
     chunk_lanes: int = ranged(1, 65536)
-    backend: str = chosen("auto", "native", "xla")
+    backend: str = chosen("auto", "native", "cuda", "xla")
     block_lanes: int | None = ranged(1, 65536)
     num_devices: int | None = ranged(1, 4096)
     cpu_groups: tuple[int, ...] = ranged(1, MAX_CPUS)

@@ -83,7 +83,8 @@ def _key_module(closed: Any, arrays: Arrays) -> ir.Module:
     module = ir.Module(name="lufjax_key")
     ir.IRBuilder(ir.Function(module, ir.FunctionType(I32, []), name="key_width").append_basic_block("entry")).ret(I32(width))
     kernel = ir.Function(module, KEY, name="key")
-    lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), kernel.args[0], {name: i for i, name in enumerate(arrays)})
+    memory = native.PointerTable(kernel.args[0], {name: i for i, name in enumerate(arrays)})
+    lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), memory)
     b, found = lowering.builder, list[np.ndarray]()
     lowering.run(closed, found.extend)
     values = found[0]

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lowering", "provenance"),
     ("code_cache",),
     ("native",),
+    ("gpu",),
     ("runners",),
     ("machines",),
     ("engine",),

@@ -1,4 +1,4 @@
-"""Run one small batch natively on 1, 2 and 4 cores and under XLA on 1, 2 and 4 devices, and print a digest of each result as JSON.
+"""Run one small batch natively on 1, 2 and 4 cores, under XLA on 1, 2 and 4 devices, and by the emulated GPU program; print digests as JSON.
 
 A process of its own, because the number of CPU devices is fixed when JAX starts. Loads, stores and reclaim only: a program with few phases
 compiles faster; the differential tests run all of them under XLA.
@@ -12,7 +12,9 @@ import json
 import numpy as np
 
 from lufjax.engine import Samples
+from lufjax.gpu import device
 from tests.contract.small_run import build_trace, flatten, small_run
+from tests.gpu.emulated import EmulatedDevice
 
 NUM_EVENTS = 1500
 COUNTS = (1, 2, 4)
@@ -36,6 +38,8 @@ def main() -> None:
         for backend, block_lanes in (("native", 1), ("xla", 2)):
             samples = run.samples(points, backend=backend, num_devices=num_devices, block_lanes=block_lanes)
             digests[f"{backend} {num_devices}"] = digest(samples)
+    device.open_device = EmulatedDevice
+    digests["cuda"] = digest(run.samples(points, backend="cuda"))
     print(json.dumps(digests))
 
 

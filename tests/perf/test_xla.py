@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,8 +25,8 @@ LANES, SLOTS = 97, 64
 INSTRUCTION = re.compile(r"= (?:\()?\w+\[([\d,]+)\]\S* (\S+?)\(")
 
 
-def compiled_text() -> str:
-    """The program for the operations of ``llm``, as compiled for one device."""
+def program_and_arguments() -> tuple[Any, tuple[Any, ...]]:
+    """The program for the operations of ``llm`` on one device, and the shapes of its arguments."""
     base = init_state(SHAPE, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype), base)
     lane = jax.ShapeDtypeStruct((LANES,), np.int32)
@@ -33,11 +34,12 @@ def compiled_text() -> str:
     events = jax.ShapeDtypeStruct((1, 100, 4), np.int32)
     engine.use_all_cores()
     program = engine.xla_program(SHAPE, rollout.program_for({Op.LOAD, Op.STORE, Op.TICK}), SLOTS, tuple(jax.devices()[:1]))
-    return program.lower(params, state, events, lane, lane).compile().as_text()
+    return program, (params, state, events, lane, lane)
 
 
 def test_no_loop_copies_a_state_array() -> None:
-    text = compiled_text()
+    program, arguments = program_and_arguments()
+    text = program.lower(*arguments).compile().as_text()
     in_loops = text[: text.index("\nENTRY")]
     assert " while(" in text
     found = [([int(n) for n in size.split(",")], opcode) for size, opcode in INSTRUCTION.findall(in_loops)]

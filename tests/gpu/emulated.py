@@ -1,0 +1,68 @@
+"""A GPU that is a CPU: the stages of the GPU program compiled for the host, thread after thread. For tests; nothing of it is fast."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from lufjax.gpu import device
+from lufjax.gpu.program import ARGUMENTS, EMULATED, build_module
+from lufjax.native import machine_code
+from lufjax.params import MachineShape
+
+
+def _prototype(kernel: str) -> Any:
+    of_bits = {32: ctypes.c_int32, 64: ctypes.c_int64}
+    kinds = [of_bits[kind.width] if isinstance(kind, ir.IntType) else ctypes.c_void_p for kind in ARGUMENTS[kernel]]
+    return ctypes.CFUNCTYPE(None, *kinds, ctypes.c_int32, ctypes.c_int32)
+
+
+class EmulatedDevice:
+    """``launches`` says what was asked for: kernel, thread blocks, threads in each."""
+
+    name = "emulated"
+
+    def __init__(self, *, num_processors: int = 4, memory: int = 2**31) -> None:
+        self.num_processors, self.memory = num_processors, memory
+        self.launches: list[tuple[str, int, int]] = []
+
+    def free_bytes(self) -> int:
+        return self.memory
+
+    def put(self, values: np.ndarray) -> np.ndarray:
+        return np.array(values, order="C")
+
+    def empty(self, size: tuple[int, ...]) -> np.ndarray:
+        return np.full(size, 0x5A5A5A5A, np.int32)
+
+    def get(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def load(self, shape: MachineShape, program: tuple[str, ...]) -> device.Launch:
+        functions = _compiled(shape, program)
+
+        def launch(kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
+            self.launches.append((kernel, blocks, threads))
+            functions[kernel](*(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments), blocks, threads)
+
+        return launch
+
+
+@lru_cache(maxsize=8)
+def _compiled(shape: MachineShape, program: tuple[str, ...]) -> dict[str, Any]:
+    """The kernels by name, and the engine that holds their code."""
+    prototypes = {kernel: _prototype(kernel) for kernel in ARGUMENTS}
+    engine, *functions = machine_code(lambda: build_module(shape, program, EMULATED), ("emulated", shape, program), **prototypes)
+    return dict(zip(prototypes, functions, strict=True)) | {"engine": engine}
+
+
+def emulate(monkeypatch: pytest.MonkeyPatch, **facts: int) -> EmulatedDevice:
+    """Let ``backend=cuda`` find this device."""
+    found = EmulatedDevice(**facts)
+    monkeypatch.setattr(device, "open_device", lambda: found)
+    return found
