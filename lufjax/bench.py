@@ -39,6 +39,8 @@ REFERENCES = (PACKAGE.parent / "experiments" / "benchmarks" / "reference.py", PA
 """Where the driver of the C program is: in the source tree, in an installed package."""
 POLICIES = ("never", "eager", "linux", "linux_6_15", "luf_vma_flag", "luf_v10", "fpr", "latr")
 DEVICES = ("cpu", "gpu")
+ONE_CORE_LANES = 512
+"""Lanes, the first ones, that the C program runs on one core; what a lane costs it does not depend on how many there are."""
 FAILED = 1
 
 
@@ -107,10 +109,9 @@ def main(options: Mapping[str, Any]) -> int:
     given = dict(options)
     as_json = bool(given.pop("json", False))
     chosen = parse(given)
-    choose_device(chosen.device)
-    backend = engine.resolve_backend(chosen.backend)
+    os.environ |= {"LUFJAX_CACHE_DIR": "off", "CUDA_CACHE_DISABLE": "1"}  # compile times are measured, not read
+    backend = choose_device(chosen.device, chosen.backend)
     reference, missing = load_reference(), None
-    os.environ["LUFJAX_CACHE_DIR"] = "off"  # compile times are measured, not read
     with tempfile.TemporaryDirectory() as folder:
         try:
             binary = reference.compile_reference(reference.find_compiler(), Path(folder))
@@ -150,8 +151,8 @@ def parse(given: Mapping[str, Any]) -> BenchOptions:
     return chosen
 
 
-def choose_device(device: str | None) -> None:
-    """Make JAX use a kind of device.
+def choose_device(device: str | None, backend: str) -> str:
+    """Make JAX use a kind of device. Returns the backend, resolved.
 
     Raises:
         ValueError: there is none.
@@ -159,24 +160,28 @@ def choose_device(device: str | None) -> None:
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     engine.use_all_cores()
-    found = jax.default_backend()
+    chosen = engine.resolve_backend(backend)
+    found = engine.device_facts(chosen)["platform"]
     if device is not None and found != device:
-        raise ValueError(f"device={device}: JAX finds no such device here; allowed is {found}")
+        hint = "; a CUDA device needs CuPy (pip install 'lufjax[gpu]')" if device == "gpu" else ""
+        raise ValueError(f"device={device}: no such device found for backend={backend}; allowed is {found}{hint}")
+    return chosen
 
 
 def cases(chosen: BenchOptions, backend: str) -> list[Case]:
     """What is measured. A lane starts before all frames are in use; the events suffice to go on well after that."""
-    on_cpu = jax.default_backend() == "cpu"
-    lanes, events = (64, 240_000) if backend == "native" else (256, 3000) if on_cpu else (2048, 12_000)
+    kind = "xla on cpu" if backend == "xla" and jax.default_backend() == "cpu" else backend
+    lanes, events = {"native": (64, 240_000), "cuda": (65_536, 12_000), "xla": (2048, 12_000), "xla on cpu": (256, 3000)}[kind]
     lanes, events = (8, 20_000) if chosen.quick else (chosen.lanes or lanes, chosen.events or events)
-    big_size = (engine.num_cores(), 1_500_000) if backend == "native" and not chosen.quick else (1, 3000)
+    big_sizes = {} if chosen.quick else {"native": (engine.num_cores(), 1_500_000), "cuda": (1024, 20_000)}
+    seeds = 64 if backend == "cuda" else 8  # a thread block has no two lanes that are the same
     frames = 256 if chosen.quick else 1024
     eight = ("machine=default", "num_cpus=8", "workload.file_pages=3968")
     big = ("machine=big", "num_cpus=64", "workload=llm", "workload.file_pages=262016", "workload.num_processes=4")
     return [
-        Case("llm_8cpu", (*eight, "workload=llm"), POLICIES, frames, lanes, events, 8),
-        Case("random_read_8cpu", (*eight, "workload=random_read"), POLICIES, frames, lanes, events, 8),
-        Case("llm_64cpu_big", big, ("linux", "luf_v10"), 65536, *big_size, 1),
+        Case("llm_8cpu", (*eight, "workload=llm"), POLICIES, frames, lanes, events, seeds),
+        Case("random_read_8cpu", (*eight, "workload=random_read"), POLICIES, frames, lanes, events, seeds),
+        Case("llm_64cpu_big", big, ("linux", "luf_v10"), 65536, *big_sizes.get(backend, (1, 3000)), 1),
     ]
 
 
@@ -202,7 +207,7 @@ class Disagreement(RuntimeError):
 def measure_all(chosen: BenchOptions, backend: str, reference: ModuleType, binary: Path | None) -> dict[str, Any]:
     """Every case, then the mixed batch against its most expensive policy."""
     repeats = 3 if chosen.quick else 5
-    report: dict[str, Any] = {"backend": backend, "device": device_facts(), "repeats": repeats, "cases": {}}
+    report: dict[str, Any] = {"backend": backend, "device": device_facts(backend), "repeats": repeats, "cases": {}}
     for case in cases(chosen, backend):
         batch = build(case)
         size = engine.bytes_per_lane(batch.shape)
@@ -221,7 +226,8 @@ def measure_case(
 ) -> dict[str, Any]:  # fmt: skip
     """Compile, then run engine and C in turns. The first call runs one event: compilation and setting up, and little else."""
     compile_s, _ = batch.run(backend, num_events=1)
-    ours, theirs = [], []
+    part = batch.take(np.arange(min(len(batch.trace_index), ONE_CORE_LANES)))
+    ours, theirs, alone = [], [], []
     for _ in range(repeats):
         seconds, samples = batch.run(backend)
         ours.append(seconds)
@@ -231,6 +237,7 @@ def measure_case(
             )
             refuse_difference(name, samples, result)
             theirs.append(result.seconds)
+            alone.append(reference.run_reference(binary, part.shape, part.params, part.traces, part.trace_index, [part.num_events]).seconds)
     steady = statistics.median(ours)
     found = {
         "events_per_s": round(batch.lane_events / steady), "compile_s": compile_s, "first_s": compile_s + ours[0], "steady_s": steady,
@@ -239,10 +246,13 @@ def measure_case(
     if not theirs:
         return found
     ratios = sorted(c / e for c, e in zip(theirs, ours, strict=True))
+    one_core = sorted(c / part.lane_events * batch.lane_events / e for c, e in zip(alone, ours, strict=True))
     c_time = statistics.median(theirs)
     return found | {
         "c_events_per_s": round(batch.lane_events / c_time), "c_s": c_time, "c_s_min": min(theirs), "c_s_max": max(theirs),
         "ratio_to_c": statistics.median(ratios), "ratio_to_c_min": ratios[0], "ratio_to_c_max": ratios[-1], "counters_equal": True,
+        "c_one_core_events_per_s": round(part.lane_events / statistics.median(alone)),
+        "ratio_to_c_one_core": statistics.median(one_core), "ratio_to_c_one_core_min": one_core[0], "ratio_to_c_one_core_max": one_core[-1],
     }  # fmt: skip
 
 
@@ -296,10 +306,9 @@ def describe(case: Case, batch: Batch, size: int) -> dict[str, Any]:
     return {"bytes_per_lane": size, "lanes": case.num_lanes, "events": case.num_events, "config": config, "shape": shape}
 
 
-def device_facts() -> dict[str, Any]:
+def device_facts(backend: str) -> dict[str, Any]:
     """The device and the CPU model."""
-    device = jax.devices()[0]
-    return {"platform": device.platform, "kind": device.device_kind, "cpu_model": cpu_model(), "num_cores": engine.num_cores()}
+    return engine.device_facts(backend) | {"cpu_model": cpu_model(), "num_cores": engine.num_cores()}
 
 
 def cpu_model() -> str:
@@ -314,7 +323,7 @@ def cpu_model() -> str:
 
 def versions() -> dict[str, Any]:
     """Versions of everything that decides the speed."""
-    packages = ("jax", "jaxlib", "numpy", "llvmlite")
+    packages = ("jax", "jaxlib", "numpy", "llvmlite", "cupy-cuda13x", "cupy-cuda12x")
     return {"lufjax": __version__, "python": platform.python_version()} | {name: installed_version(name) for name in packages}
 
 
@@ -336,6 +345,8 @@ def as_text(report: Mapping[str, Any]) -> str:
         if "ratio_to_c" in case:
             spread = f"{case['ratio_to_c_min']:.3f} to {case['ratio_to_c_max']:.3f}"
             lines.append(f"  C {case['c_events_per_s'] / 1e6:.2f} M events/s, ratio {case['ratio_to_c']:.3f} ({spread}), counters equal")
+            one_core = f"{case['c_one_core_events_per_s'] / 1e6:.2f} M events/s, ratio {case['ratio_to_c_one_core']:.3f}"
+            lines.append(f"  C on one core {one_core}")
     low, high = report["mixed_over_most_expensive_min"], report["mixed_over_most_expensive_max"]
     lines.append(
         f"8 policies mixed / {report['most_expensive_policy']} alone: {report['mixed_over_most_expensive']:.3f} ({low:.3f} to {high:.3f})"

@@ -23,13 +23,23 @@ from lufjax.faults import EngineFault
 from lufjax.machines import Machine, Machines, counters_of, violations_of
 from lufjax.params import MachineParams, MachineShape
 from lufjax.policy import FlushPolicy
-from lufjax.runners import BACKENDS, NATIVE_BLOCK_LANES, Runner, make_runner, num_cores, resolve_backend, use_all_cores, xla_program
+from lufjax.runners import (
+    BACKENDS,
+    NATIVE_BLOCK_LANES,
+    Runner,
+    device_facts,
+    make_runner,
+    num_cores,
+    resolve_backend,
+    use_all_cores,
+    xla_program,
+)
 from lufjax.state import MachineState, bytes_of, init_state
 from lufjax.trace import EMPTY_TRACE, Trace
 
 __all__ = [
-    "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "counters_of", "make_runner",
-    "num_cores", "resolve_backend", "simulate", "start_facts", "use_all_cores", "violations_of", "xla_program",
+    "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "counters_of", "device_facts",
+    "make_runner", "num_cores", "resolve_backend", "simulate", "start_facts", "use_all_cores", "violations_of", "xla_program",
 ]  # fmt: skip
 
 

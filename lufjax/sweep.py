@@ -18,6 +18,7 @@ from lufjax.params import MachineParams
 from lufjax.policy import FlushPolicy
 from lufjax.progress import Progress
 from lufjax.resolve import identity, to_mapping
+from lufjax.runners import device_facts
 from lufjax.settings import RunConfig
 from lufjax.store import COUNTERS, Store
 from lufjax.traces import TraceSource, fit
@@ -47,7 +48,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Path:
     with run_id.locked(run_dir):
         store = _open_store(config, groups, run_dir, digest)
         simulate(config, groups, source, store)
+        device = device_facts(config.engine.backend)
         facts = provenance.describe(to_mapping(config), run_dir.name, list(overrides), began, time.monotonic() - started)
+        facts |= {"device": device["kind"], "backend": device["platform"]}
         finish(config, groups, store, run_dir, facts)
     return run_dir
 

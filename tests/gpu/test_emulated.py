@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
-from lufjax import engine, rollout, runners
+from lufjax import capacity, engine, rollout, runners
+from lufjax.config import load_run_config
 from lufjax.engine import Machines, Samples
 from lufjax.gpu import device, lanes, rows
+from lufjax.grid import plan
 from lufjax.state import MachineState, init_state
+from lufjax.traces import TraceSource
 from tests.contract.small_run import SmallRun, assert_same, build_trace, pick_lanes, small_run
 from tests.differential.pair import states_after
 from tests.gpu.emulated import emulate
@@ -129,3 +134,15 @@ def test_a_newer_gpu_takes_what_is_made_for_an_older_one(found: int, capability:
 def test_a_gpu_that_is_too_old_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backend=cuda: K80 has compute capability 3\.7; allowed are 7\.0 and later"):
         device.capability_for(37, "K80")
+
+
+def test_memory_of_the_host_is_asked_for_one_copy_of_each_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch)
+    config = load_run_config(["experiment=quick", "engine.chunk_lanes=65536", "axes.policy=[linux,luf_v10,luf_v12,fpr]"])
+    source = TraceSource(config.workloads, config.num_events, 2**30)
+    groups = plan(config, source)
+    by_xla, on_device = (
+        capacity.need(replace(config, engine=replace(config.engine, backend=backend)), groups, engine.bytes_per_lane) for backend in ("xla", "cuda")
+    )
+    assert on_device.state < by_xla.state / 2
+    assert on_device.state > 0

@@ -30,6 +30,7 @@ def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.Captu
         assert set(case) >= FACTS
         assert case["events_per_s"] > 0
         assert case.get("counters_equal", False) is has_compiler
+        assert (case.get("ratio_to_c_one_core", 0) > 0) is has_compiler
     big = report["cases"]["llm_64cpu_big"]["shape"]
     sizes = {"num_cpus": 64, "num_processes": 4, "num_vpns": 262144, "num_frames": 65536}
     assert {name: big[name] for name in sizes} == sizes
@@ -70,11 +71,12 @@ def test_different_counters_are_refused(capsys: pytest.CaptureFixture[str], monk
     [
         ({"lane": 8}, "lane=8: no such key; allowed are device, backend, lanes, events, quick"),
         ({"device": "tpu"}, "device=tpu: allowed are cpu, gpu"),
+        ({"device": "gpu", "backend": "native"}, "device=gpu: no such device found for backend=native; allowed is cpu; a CUDA device needs CuPy"),
         ({"lanes": 9}, "lanes=9: allowed are multiples of 8"),
         ({"lanes": "many"}, "lanes=many: allowed are integers from 8"),
         ({"events": 1}, "events=1: allowed are integers from 1000"),
         ({"quick": "yes please"}, "quick=yes please: allowed are true, false"),
-        ({"backend": "rust"}, "backend=rust: allowed are auto, native, xla"),
+        ({"backend": "rust"}, "backend=rust: allowed are auto, native, cuda, xla"),
     ],
 )
 def test_a_wrong_word_is_one_clear_line(words: dict[str, object], message: str) -> None:
