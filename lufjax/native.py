@@ -177,6 +177,13 @@ def _emit_run_lane(module: ir.Module, program: Sequence[str], kernels: dict[str,
     ir.IRBuilder(leave).ret(I32(0))
 
 
+def build_run_lanes(shape: MachineShape, program: Sequence[str], arrays: dict[str, tuple[tuple[int, ...], Any]]) -> ir.Module:
+    """The module of :func:`build_ir` with ``run_lanes``."""
+    module = build_ir(shape, program, arrays)
+    _emit_run_lanes(module, {name: number for number, name in enumerate(arrays)})
+    return module
+
+
 def _emit_run_lanes(module: ir.Module, numbers: dict[str, int]) -> None:
     """``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``: returns lanes that met an uncompiled phase."""
     pointers, run_lane = POINTER.as_pointer(), module.get_global("run_lane")
@@ -207,9 +214,7 @@ def compile_program(shape: MachineShape, program: tuple[str, ...], arrays: tuple
     """Compile for this machine's CPU."""
 
     def build() -> ir.Module:
-        module = build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
-        _emit_run_lanes(module, {name: number for number, (name, _, _) in enumerate(arrays)})
-        return module
+        return build_run_lanes(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
 
     return NativeProgram(*machine_code(build, ("run", shape, program, arrays), run_lanes=RUN_LANES))
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from lufjax import work
 from lufjax.config import load_run_config
 from lufjax.engine import bytes_per_lane
 from lufjax.grid import plan
+from lufjax.lowering import read_p
 from lufjax.native import lane_arrays, trace_kernel
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
@@ -19,6 +22,7 @@ from lufjax.rollout import KERNELS
 from lufjax.state import init_state
 from lufjax.trace import EMPTY_TRACE
 from lufjax.traces import TraceSource
+from tests.contract.small_run import build_trace, small_run
 
 SMALL = MachineShape(
     num_cpus=4, num_processes=2, num_vpns=64, num_frames=32, num_vmas=4, num_file_pages=48, num_anon=32, l1=TlbGeometry(4, 4),
@@ -73,6 +77,36 @@ def test_counting_sees_reads_writes_and_ways() -> None:
     assert written > 0
     assert more_read == read + (16 - 4) * 4
     assert more_written == written
+
+
+@pytest.mark.parametrize("group", ["fetch", "reclaim", "flush"])
+def test_counted_work_is_what_the_kernel_touches_less_what_it_does_not_use(group: str) -> None:
+    counted, (read, written) = work.kernel_work(group, SMALL), elements_touched(group, SMALL)
+    assert counted.written == work.ELEMENT * written
+    assert 0 < counted.read < work.ELEMENT * (read + written)
+    assert counted.gathers + counted.scatters <= counted.sectors <= counted.touched // work.ELEMENT
+
+
+def test_reads_that_nothing_uses_are_not_counted() -> None:
+    def kernel(used: bool) -> list[tuple[int, int]]:
+        def body() -> jax.Array:
+            first, second = (read_p.bind(array=name, pattern=(), size=(6,), dtype=np.dtype(np.int32)) for name in ("a", "b"))
+            return first + second if used else first
+
+        return list(work.reads(jax.make_jaxpr(body)().jaxpr))
+
+    assert kernel(used=True) == [(1, 6), (1, 6)]
+    assert kernel(used=False) == [(1, 6)]
+
+
+def test_visits_are_those_of_the_events() -> None:
+    run = small_run([build_trace("llm", 2, 0, 3000, file_pages=96, layer_pages=12)], ("linux", "luf_v10"))
+    visits = work.count_visits(run.shape, run.params, run.traces, run.trace_index, 3000)
+    assert visits["fetch"] >= 1
+    counted = run.samples().counters
+    assert visits["install"] * 2 * 3000 == counted["pgfault"].sum()
+    assert visits["cow"] == 0
+    assert work.count_visits(run.shape, run.params, run.traces, run.trace_index, 3000) == visits
 
 
 def test_a_lane_of_the_default_machine_fits_in_512_kib() -> None:

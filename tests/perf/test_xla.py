@@ -1,10 +1,10 @@
-"""The XLA program updates the state in place: no loop of the compiled text copies a state array."""
+"""The XLA program updates the state in place, and consists of the same gathers and scatters whatever the machine's size."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import prod
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,21 +25,20 @@ LANES, SLOTS = 97, 64
 INSTRUCTION = re.compile(r"= (?:\()?\w+\[([\d,]+)\]\S* (\S+?)\(")
 
 
-def program_and_arguments() -> tuple[Any, tuple[Any, ...]]:
-    """The program for the operations of ``llm`` on one device, and the shapes of its arguments."""
-    base = init_state(SHAPE, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE)
+def lowered(shape: MachineShape) -> jax.stages.Lowered:
+    """The program for the operations of ``llm``, for one device."""
+    base = init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype), base)
     lane = jax.ShapeDtypeStruct((LANES,), np.int32)
     params = MachineParams(*(lane for _ in MachineParams._fields[:-1]), policy=FlushPolicy(*(lane for _ in FlushPolicy._fields)))
     events = jax.ShapeDtypeStruct((1, 100, 4), np.int32)
     engine.use_all_cores()
-    program = engine.xla_program(SHAPE, rollout.program_for({Op.LOAD, Op.STORE, Op.TICK}), SLOTS, tuple(jax.devices()[:1]))
-    return program, (params, state, events, lane, lane)
+    program = engine.xla_program(shape, rollout.program_for({Op.LOAD, Op.STORE, Op.TICK}), SLOTS, tuple(jax.devices()[:1]))
+    return program.lower(params, state, events, lane, lane)
 
 
 def test_no_loop_copies_a_state_array() -> None:
-    program, arguments = program_and_arguments()
-    text = program.lower(*arguments).compile().as_text()
+    text = lowered(SHAPE).compile().as_text()
     in_loops = text[: text.index("\nENTRY")]
     assert " while(" in text
     found = [([int(n) for n in size.split(",")], opcode) for size, opcode in INSTRUCTION.findall(in_loops)]
@@ -47,3 +46,16 @@ def test_no_loop_copies_a_state_array() -> None:
     assert "scatter" in of_state or "dynamic-update-slice" in of_state or "fusion" in of_state
     copies = [size for size, opcode in found if opcode.startswith("copy") and (size[0] == LANES or prod(size) >= LANES * 64)]
     assert copies == []
+
+
+def test_gathers_and_scatters_do_not_grow_with_the_machine() -> None:
+    small = replace(SHAPE, num_frames=256, num_cpus=8, l1=TlbGeometry(4, 4), l2=TlbGeometry(16, 4))
+    large = replace(
+        SHAPE, num_frames=65536, num_vpns=262144, num_file_pages=262144, num_cpus=64, l1=TlbGeometry(64, 4), l2=TlbGeometry(1024, 4)
+    )
+    counts = []
+    for shape in (small, large):
+        text = lowered(shape).as_text()
+        counts.append([text.count(f'"stablehlo.{operation}"(') for operation in ("gather", "scatter")])
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 100
