@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lufjax import __version__, engine
+from lufjax import __version__, bench_lanes, engine
 from lufjax.config import load_run_config
 from lufjax.grid import plan
 from lufjax.params import MachineParams, MachineShape
@@ -41,6 +41,7 @@ POLICIES = ("never", "eager", "linux", "linux_6_15", "luf_vma_flag", "luf_v10", 
 DEVICES = ("cpu", "gpu")
 ONE_CORE_LANES = 512
 """Lanes, the first ones, that the C program runs on one core; what a lane costs it does not depend on how many there are."""
+REPEATS = 5
 FAILED = 1
 
 
@@ -53,6 +54,7 @@ class BenchOptions:
         lanes: lanes of the default shape, a multiple of the number of policies; None: as the backend needs for a second or two.
         events: events of each lane; None: likewise.
         quick: a smoke test of a few seconds; its numbers mean nothing.
+        outputs: ``results.nc`` and the figure go to ``<outputs>/bench/<time>``.
     """
 
     device: str | None = None
@@ -60,6 +62,7 @@ class BenchOptions:
     lanes: int | None = None
     events: int | None = None
     quick: bool = False
+    outputs: str = "outputs"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def main(options: Mapping[str, Any]) -> int:
             print(f"lufjax bench: {error}; nothing is reported", file=sys.stderr)
             return FAILED
     report |= {"c_program": {"missing": missing} if missing else c_facts(reference), "versions": versions(), "options": asdict(chosen)}
-    print(json.dumps(report) if as_json else as_text(report))
+    folder = bench_lanes.write(report, Path(chosen.outputs) / "bench")
+    print(json.dumps(report | {"results": str(folder)}) if as_json else f"{as_text(report)}\n{folder}")
     return 0
 
 
@@ -206,7 +210,7 @@ class Disagreement(RuntimeError):
 
 def measure_all(chosen: BenchOptions, backend: str, reference: ModuleType, binary: Path | None) -> dict[str, Any]:
     """Every case, then the mixed batch against its most expensive policy."""
-    repeats = 3 if chosen.quick else 5
+    repeats = REPEATS
     report: dict[str, Any] = {"backend": backend, "device": device_facts(backend), "repeats": repeats, "cases": {}}
     for case in cases(chosen, backend):
         batch = build(case)
@@ -218,7 +222,21 @@ def measure_all(chosen: BenchOptions, backend: str, reference: ModuleType, binar
             report[f"ratio_to_c_{case.name}"] = found["ratio_to_c"]
         if case.name == "llm_8cpu":
             report |= measure_mixed(case, batch, backend, repeats)
+    report["by_lanes"] = measure_by_lanes(chosen, backend, repeats, reference, binary)
     return report
+
+
+def measure_by_lanes(chosen: BenchOptions, backend: str, repeats: int, reference: ModuleType, binary: Path | None) -> dict[str, Any]:
+    """Lanes of one policy on the machine of ``llm_8cpu``, from few to many."""
+    like = cases(chosen, backend)[0]
+    most = 256 if backend == "native" and not chosen.quick else like.num_lanes
+    step, steps = {"native": (2, 9), "cuda": (4, 6), "xla": (4, 3)}[backend]
+    counts = sorted({max(1, most // step**k) for k in range(steps)})
+    batch = build(replace(like, policies=("luf_v10",), num_lanes=most, num_events=like.num_events // 4))
+    return bench_lanes.measure_lanes(
+        batch, counts, backend, repeats, lambda part: turn("lanes", part, backend, reference, binary),
+        lambda part: part.run(backend, num_events=1),
+    )  # fmt: skip
 
 
 def measure_case(
@@ -229,19 +247,15 @@ def measure_case(
     part = batch.take(np.arange(min(len(batch.trace_index), ONE_CORE_LANES)))
     ours, theirs, alone = [], [], []
     for _ in range(repeats):
-        seconds, samples = batch.run(backend)
+        seconds, c_seconds = turn(name, batch, backend, reference, binary)
         ours.append(seconds)
         if binary is not None:
-            result = reference.run_reference(
-                binary, batch.shape, batch.params, batch.traces, batch.trace_index, [batch.num_events], engine.num_cores()
-            )
-            refuse_difference(name, samples, result)
-            theirs.append(result.seconds)
+            theirs.append(c_seconds)
             alone.append(reference.run_reference(binary, part.shape, part.params, part.traces, part.trace_index, [part.num_events]).seconds)
     steady = statistics.median(ours)
     found = {
         "events_per_s": round(batch.lane_events / steady), "compile_s": compile_s, "first_s": compile_s + ours[0], "steady_s": steady,
-        "steady_s_min": min(ours), "steady_s_max": max(ours),
+        "steady_s_min": min(ours), "steady_s_max": max(ours), "engine_s_all": ours,
     }  # fmt: skip
     if not theirs:
         return found
@@ -249,11 +263,27 @@ def measure_case(
     one_core = sorted(c / part.lane_events * batch.lane_events / e for c, e in zip(alone, ours, strict=True))
     c_time = statistics.median(theirs)
     return found | {
-        "c_events_per_s": round(batch.lane_events / c_time), "c_s": c_time, "c_s_min": min(theirs), "c_s_max": max(theirs),
+        "c_events_per_s": round(batch.lane_events / c_time), "c_s": c_time, "c_s_min": min(theirs), "c_s_max": max(theirs), "c_s_all": theirs,
         "ratio_to_c": statistics.median(ratios), "ratio_to_c_min": ratios[0], "ratio_to_c_max": ratios[-1], "counters_equal": True,
         "c_one_core_events_per_s": round(part.lane_events / statistics.median(alone)),
         "ratio_to_c_one_core": statistics.median(one_core), "ratio_to_c_one_core_min": one_core[0], "ratio_to_c_one_core_max": one_core[-1],
     }  # fmt: skip
+
+
+def turn(name: str, batch: Batch, backend: str, reference: ModuleType, binary: Path | None) -> tuple[float, float | None]:
+    """Seconds of the engine and, where there is one, of the C program, on the same lanes.
+
+    Raises:
+        Disagreement: they counted different things.
+    """
+    ours, samples = batch.run(backend)
+    if binary is None:
+        return ours, None
+    result = reference.run_reference(
+        binary, batch.shape, batch.params, batch.traces, batch.trace_index, [batch.num_events], engine.num_cores()
+    )  # fmt: skip
+    refuse_difference(name, samples, result)
+    return ours, result.seconds
 
 
 def measure_mixed(case: Case, batch: Batch, backend: str, repeats: int) -> dict[str, Any]:

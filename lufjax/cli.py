@@ -32,7 +32,7 @@ TLB shootdowns under lazy unmap flush policies, simulated in batches.
   plot RUN [cost=NAME]            draw the figures of a run again, with another cost model
   report RUN                      write report.md of a run again
   compare RUN_A RUN_B             what differs in config, and by how much in results
-  bench [--json] [KEY=VALUE ...]  speed, compile time, bytes per lane, ratio to the C program
+  bench [--json] [KEY=VALUE ...]  speed by lanes, compile time, ratio to the C program, as text, file and figure
   import-trace IN OUT             valgrind lackey output -> a trace file for workload=replay
 
   --version, --help"""

@@ -59,7 +59,7 @@ def plot_run(run_dir: Path | str, cost: str | CostModel | None = None) -> list[P
                     logger.warning("figure %s is skipped: %s", stem, reason)
                     index.append({**entry, "skipped": str(reason)})
                     continue
-                files = _save(figure, data, out / stem)
+                files = save_figure(figure, data, out / stem)
                 index.append({**entry, "caption": caption, "files": [f.name for f in files]})
                 written += files
     path = out / INDEX
@@ -213,7 +213,7 @@ def _shade() -> str:
     return "Where an axis has a shaded strip, it is linear there (so that 0 has a place) and logarithmic above."
 
 
-def _save(figure: Figure, data: dict[str, pd.DataFrame], stem: Path) -> list[Path]:
+def save_figure(figure: Figure, data: dict[str, pd.DataFrame], stem: Path) -> list[Path]:
     """Write PNG, PDF and CSV files without a date or a software name; the layout is computed once for both pictures."""
     png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
     with warnings.catch_warnings():  # a figure with very few points keeps the default layout

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from lufjax import bench
+from lufjax import bench, bench_lanes
 
 RATIOS = {"ratio_to_c_llm_8cpu", "ratio_to_c_random_read_8cpu", "ratio_to_c_llm_64cpu_big"}
 TIMES = {"events_per_s", "compile_s", "first_s", "steady_s", "steady_s_min", "steady_s_max"}
 FACTS = TIMES | {"bytes_per_lane", "lanes", "events", "config", "shape"}
 
 
-def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     has_compiler = bench.load_reference().find_compiler() is not None
-    assert bench.main({"quick": True, "device": "cpu", "json": True}) == 0
+    assert bench.main({"quick": True, "device": "cpu", "json": True, "outputs": str(tmp_path)}) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert {key for key in report if key.startswith("ratio_to_c")} == (RATIOS if has_compiler else set())
@@ -36,6 +38,22 @@ def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.Captu
     assert {name: big[name] for name in sizes} == sizes
     assert [big[level][n] for level in ("l1", "l2") for n in ("sets", "ways")] == [16, 6, 128, 16]
     assert "llm_8cpu" in bench.as_text(report)
+    check_results(Path(report.pop("results")), report, has_compiler)
+
+
+def check_results(folder: Path, report: dict, has_compiler: bool) -> None:
+    """The file holds every repeat of what was printed, and where it comes from; the figure lies beside it."""
+    assert {path.name for path in folder.iterdir()} == {"results.nc", "events_per_second.png", "events_per_second.pdf"}
+    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as ds:
+        assert json.loads(ds.attrs["report_json"]) == report
+        assert {"command", "git_commit", "code_sha256", "versions", "device"} <= set(json.loads(ds.attrs["provenance_json"]))
+        assert ds["lanes"].values.tolist() == [1, 2, 4, 8]
+        assert ds.sizes["repeat"] == report["repeats"] >= 5
+        assert ("c_seconds" in ds) is has_compiler
+        for name in report["cases"]:
+            assert np.median(ds["case_engine_seconds"].sel(case=name)) == report["cases"][name]["steady_s"]
+        assert 100 < float(ds["bytes_per_event"]) < 10_000
+        assert all(variable.attrs.keys() >= {"units", "long_name"} for variable in ds.variables.values())
 
 
 def test_without_a_compiler_ratios_are_absent_and_one_line_says_so(
@@ -43,6 +61,7 @@ def test_without_a_compiler_ratios_are_absent_and_one_line_says_so(
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr(bench, "measure_all", lambda chosen, backend, reference, binary: {"binary": binary})
+    monkeypatch.setattr(bench_lanes, "write", lambda report, parent: parent)
     assert bench.main({"quick": True, "json": True}) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["binary"] is None
@@ -69,7 +88,7 @@ def test_different_counters_are_refused(capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"lane": 8}, "lane=8: no such key; allowed are device, backend, lanes, events, quick"),
+        ({"lane": 8}, "lane=8: no such key; allowed are device, backend, lanes, events, quick, outputs"),
         ({"device": "tpu"}, "device=tpu: allowed are cpu, gpu"),
         ({"device": "gpu", "backend": "native"}, "device=gpu: no such device found for backend=native; allowed is cpu; a CUDA device needs CuPy"),
         ({"lanes": 9}, "lanes=9: allowed are multiples of 8"),
