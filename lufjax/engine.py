@@ -35,6 +35,7 @@ from lufjax.runners import (
     xla_program,
 )
 from lufjax.state import MachineState, bytes_of, init_state
+from lufjax.stripping import write_records
 from lufjax.trace import EMPTY_TRACE, Trace
 
 __all__ = [
@@ -82,6 +83,7 @@ def simulate(
     block_lanes: int | None = None,
     num_devices: int | None = None,
     backend: str = "auto",
+    strip: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Run every lane through its trace.
@@ -95,6 +97,7 @@ def simulate(
         block_lanes: lanes that are in memory and advance together, per device; chosen by the backend if None.
         num_devices: devices (``xla``) or cores (``native``) to use; all by default. ``cuda`` has one.
         backend: ``native``, ``cuda``, ``xla`` or ``auto``: cuda where there is such a device, else native where JAX runs on the CPU, else XLA.
+        strip: pass over accesses that provably change nothing but sums (docs/MODEL.md section 12); the result is the same.
         progress: called with (lane events done, lane events in all), from one thread at a time.
 
     Raises:
@@ -107,7 +110,7 @@ def simulate(
     has_slow = bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())
     program = rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])}, has_slow=has_slow)
     runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
-    job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, progress)
+    job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, strip, progress)
     starts = range(0, len(trace_index), runner.block)
     if runner.workers == 1:
         return _join([job.block(start) for start in starts])
@@ -121,17 +124,33 @@ def simulate(
             raise
 
 
+def pack_traces(shape: MachineShape, traces: Sequence[Trace], points: Sequence[int] | None) -> np.ndarray:
+    """``int32[num_traces, rows, 4]``: packed events, behind them their records of what can be passed over between ``points`` (None: nothing is)."""
+    rows = rollout.pack_events(np.stack([trace.events for trace in traces]))
+    if points is None:
+        return rows
+    num_events = rows.shape[1]
+    packed = np.zeros((len(traces), 2 * num_events + 1, 4), np.int32)
+    packed[:, :num_events] = rows
+    for trace, part in zip(traces, packed, strict=True):
+        write_records(part[num_events:], trace.events, trace.num_vpns, shape.l1, points)
+        begins = np.flatnonzero(part[num_events:-1, 1])
+        part[begins, 2] = num_events + begins
+    return packed
+
+
+
 class _Job:
     """One call of :func:`simulate`: what its blocks share."""
 
     def __init__(
         self, shape: MachineShape, params: MachineParams, traces: list[Trace], trace_index: np.ndarray, sample_points: list[int], runner: Runner,
-        progress: Callable[[int, int], None] | None,
+        strip: bool, progress: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
         self.shape, self.traces, self.trace_index, self.points = shape, traces, trace_index, sample_points
         self.params = jax.tree.map(lambda leaf: np.asarray(leaf, np.int32), params)
         self.runner, self._progress = runner, progress
-        self.events = runner.put_shared(rollout.pack_events(np.stack([trace.events for trace in traces])))
+        self.events = runner.put_shared(pack_traces(shape, traces, self.points if strip else None))
         self._done, self._lock, self.stopped = 0, Lock(), Event()
 
     def block(self, start: int) -> Samples:

@@ -65,6 +65,7 @@ class EngineConfig:
     """``conf/engine/*.yaml``, which says what each field means."""
 
     split_workloads: bool
+    strip: bool
     chunk_lanes: int = ranged(1, 65536)
     backend: str = chosen("auto", "native", "cuda", "xla")
     block_lanes: int | None = ranged(1, 65536)

@@ -100,7 +100,7 @@ class MachineState(NamedTuple):
 MASKS = ("batch_mask", "deferred_mask", "debt_mask", "fl_mask", "fl_ranged")
 """U, D and G of docs/MODEL.md; the CPUs of the flush request in flight and those that flush page by page."""
 BANKS: dict[str, tuple[str, ...]] = {
-    "flow": ("phase", "cursor", "store_frame", "loop", "alloc_ret", "alloc_frame", "alloc_foreign", "fault"),
+    "flow": ("phase", "cursor", "store_frame", "loop", "alloc_ret", "alloc_frame", "alloc_foreign", "fault", "disturbed"),
     "rc": (
         "rc_pages", "rc_entries", "rc_cpu", "rc_background", "rc_named", "rc_ret", "un_frame", "un_deferred", "un_dirty", "dr_cpu", "dr_ret",
         "dr_next",

@@ -33,6 +33,7 @@ def fault(m: Draft, enabled: Array) -> None:
     home = m.get("backing", backing, st.HOME)
     is_gone = ~is_anon & ((home & 1) == 0)
     m.count("sigbus", begin & allowed & is_gone)
+    m.put_regs(begin & (~allowed | is_gone), disturbed=m.now)
     m.complete(begin & (~allowed | is_gone))
     begin = begin & allowed & ~is_gone
     pays = m.split(begin & is_store & is_present & (m.rules.write_fault_flush == WP))
@@ -60,6 +61,7 @@ def cow(m: Draft, enabled: Array) -> None:
     """wp_page_copy: unmap the original, flush it, and the copy takes its place."""
     pte, page = m.get("pte", m.pid), m.get("page", m.pid)
     backing, frame = page[st.BACKING], m.r.alloc_frame
+    m.put_regs(enabled, disturbed=m.now)
     m.complete(enabled & (frame < 0))
     todo = enabled & (frame >= 0)
     begin = todo & (m.r.phase == Phase.COW)
@@ -93,7 +95,9 @@ def install(m: Draft, enabled: Array) -> None:
     """set_pte_at: the page is in a frame; the PTE, the reverse map and the TLB learn of it, and a store is performed."""
     code, frame = m.r.phase, m.r.alloc_frame
     is_store, is_half = m.split(for_store(m)), m.op == Op.FAULT_INSTALL
-    m.complete(enabled & (code == Phase.INSTALL_READ) & (frame < 0))
+    fails = enabled & (code == Phase.INSTALL_READ) & (frame < 0)
+    m.put_regs(fails, disturbed=m.now)
+    m.complete(fails)
     row = m.get("frame", frame)
     keeps = keep(m, frame, row, enabled & (code == Phase.INSTALL_RESIDENT), Phase.INSTALL_RESIDENT)
     todo = enabled & (frame >= 0) & ~keeps

@@ -15,6 +15,12 @@ from lufjax.phases.draft import Draft
 
 TAKE_AWAY = (Op.MUNMAP, Op.MADVISE_DONTNEED, Op.MREMAP, Op.EXIT)
 """Calls after which a page, unless it is shared, is not what it was."""
+RECENT = 8
+"""A disturbance as few events ago as this is not followed by a stretch: it is not worth a look."""
+NEAR = 32
+"""Events that the near part of a stretch leans back at most: it can be passed over soon after a disturbance."""
+LENGTH_BITS = 15
+"""A record of :mod:`lufjax.stripping` has the length of a stretch in these low bits, and that of its near part above."""
 NO_BACKING = -9
 """Names no content at all: a store through it overwrites somebody's bytes."""
 
@@ -22,8 +28,12 @@ NO_BACKING = -9
 def fetch(m: Draft, enabled: Array) -> None:
     """Start an event: the access, or the phase that executes the operation."""
     is_access = m.split((m.op == Op.LOAD) | (m.op == Op.STORE))
+    skips = pass_over(m, enabled & is_access)
+    enabled = enabled & ~skips
     can_run = (m.cpu_row[st.LAZY] == 0) & (m.cpu_row[st.GATHER_KIND] == 0)
-    access(m, enabled & is_access & can_run)
+    is_quiet = access(m, enabled & is_access & can_run)
+    is_quiet |= (m.op == Op.NOP) | (m.op == Op.TICK)
+    m.put_regs(enabled & ~(is_quiet & (m.r.kswapd_on == 0)), disturbed=m.now)
     m.disabled(enabled & is_access & ~can_run)
     m.complete(enabled & (m.op == Op.NOP))
     is_mapping = (m.op >= Op.MMAP) & (m.op <= Op.MADVISE_DONTNEED)
@@ -34,8 +44,28 @@ def fetch(m: Draft, enabled: Array) -> None:
     m.goto(Phase.OTHER, enabled & (m.op > Op.GATHER_FINISH) & ~is_schedule)
 
 
-def access(m: Draft, enabled: Array) -> None:
-    """LOAD or STORE up to the fault: L1, L2, walk."""
+def pass_over(m: Draft, enabled: Array) -> Array:
+    """Pass over the stretch of redundant accesses that begins with this one, if nothing has happened that matters (docs/MODEL.md section 12).
+
+    The packed row of an access names where the trace describes its stretch, 0 if none begins there. Returns whether the stretch is passed over.
+    """
+    begins = m.split(enabled & (m.arg > 0) & (m.r.disturbed + RECENT < m.now))
+    here = jnp.where(begins, m.arg, 0)
+    since, lengths, loads, stores = m.get("events", here)
+    is_whole = m.r.disturbed < since
+    length = jnp.where(is_whole, lengths & ((1 << LENGTH_BITS) - 1), lengths >> LENGTH_BITS)
+    skips = m.split(begins & (m.r.kswapd_on == 0) & (is_whole | ((m.r.disturbed < m.now - NEAR) & (length > 0))))
+    there = m.get("events", jnp.where(skips, here + length, 0))
+    loads, stores = loads - there[2], stores - there[3]
+    m.count("accesses", skips, loads + stores)
+    m.count("loads", skips, loads)
+    m.count("stores", skips, stores)
+    m.bump("cursor", skips, length)
+    return skips
+
+
+def access(m: Draft, enabled: Array) -> Array:
+    """LOAD or STORE up to the fault: L1, L2, walk. Returns whether it ran, and through no stale entry."""
     is_store = m.split(m.op == Op.STORE)
     m.count("accesses", enabled, m.repeat)
     m.count("loads", enabled & ~is_store, m.repeat)
@@ -89,6 +119,7 @@ def access(m: Draft, enabled: Array) -> None:
     m.goto(Phase.STORE, enabled & is_store & (refill | (used & ~is_stale)))
     m.goto(Phase.FAULT, enabled & faults)
     m.complete(enabled & ~faults & ~is_stale & ~is_store)
+    return enabled & ~is_stale
 
 
 def store(m: Draft, enabled: Array) -> None:

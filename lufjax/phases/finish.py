@@ -140,6 +140,7 @@ def release(m: Draft, enabled: Array) -> None:
     begin = enabled & (code == Phase.RELEASE)
     m.goto(m.r.rl_ret, begin & ~is_due)
     todo = begin & is_due
+    m.put_regs(todo, disturbed=m.now)
     gives_up = todo & ~cpumask.is_empty(m.get("sweep", mm))
     m.put("sweep", mm, jnp.zeros((m.words,), jnp.uint32), gives_up)
     m.count("give_ups", gives_up)

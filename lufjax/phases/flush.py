@@ -31,7 +31,7 @@ def flush(m: Draft, enabled: Array) -> None:
     any_remote = ~cpumask.is_empty(mask & ~cpumask.single(sender, m.words)) & (r.fl_batch != LOCAL)
     keeps = rules.mask_on_switch == 1
     trims = for_mm & keeps & any_remote & (m.now >= row[st.NEXT_TRIM])
-    m.put_regs(start, fl_trim=trims, fl_sent=0)
+    m.put_regs(start, fl_trim=trims, fl_sent=0, disturbed=m.now)
     m.count("nr_tlb_remote_flush", start & any_remote)
 
     base = jnp.where(start, 0, r.fl_page)

@@ -52,6 +52,7 @@ def schedule(m: Draft, enabled: Array) -> None:
     m.count("switch_flushes", flushes.any())
     releases = ticks & (m.c == 0) & (m.r.q_count > 0)
     m.put_regs(releases, rl_all=0, rl_ret=Phase.COMPLETE)
+    m.put_regs(owes_sweep.any(), disturbed=m.now)
     m.complete(todo & ~releases)
     m.goto(Phase.RELEASE, releases)
 

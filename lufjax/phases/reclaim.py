@@ -25,6 +25,7 @@ def reclaim(m: Draft, enabled: Array) -> None:
     begins = enabled & (m.r.phase == Phase.BACKGROUND)
     m.put_regs(begins, rc_pages=1, rc_entries=4, rc_cpu=m.p.kswapd_cpu, rc_background=1, rc_named=-1, rc_ret=Phase.FETCH)
     m.goto(Phase.RECLAIM, enabled)
+    m.put_regs(enabled, disturbed=m.now)
     named = m.r.rc_named >= 0
     oldest_fast, oldest_slow = m.get("link", fast_end, st.NEXT), m.get("link", fast_end + 1, st.NEXT)
     makes_room = (m.r.slow_count == 0) & (oldest_slow != fast_end + 1)
@@ -233,7 +234,7 @@ def drain(m: Draft, enabled: Array) -> None:
     stays = (m.r.dr_ret == Phase.COMPLETE) & (m.arg == 1)
     begin = m.split(enabled & (code == Phase.DRAIN))
     m.commit_deferred(begin)
-    m.put_regs(begin, dr_next=0)
+    m.put_regs(begin, dr_next=0, disturbed=m.now)
     flushes = begin & (m.r.need_flush == 1)
     m.flush_batch(flushes, Phase.DRAIN_FLUSHED, cpu=m.r.dr_cpu, mask=m.batch_mask, payer=Payer.RECLAIM)
     flushed = enabled & (code == Phase.DRAIN_FLUSHED)

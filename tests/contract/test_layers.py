@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("code_cache",),
     ("native",),
     ("gpu",),
-    ("runners",),
+    ("runners", "stripping"),
     ("machines",),
     ("engine",),
 )

@@ -1,4 +1,4 @@
-"""The engine against the oracle over the first 100,000 events of the shipped recordings, on a machine with too little memory."""
+"""The engine, stripping, against the oracle over the first 100,000 events of the shipped recordings, on a machine with too little memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_engine_and_oracle_agree_over_a_recording(recording: str, num_cpus: int)
         policy=FlushPolicy(**{field: np.array([record[field] for record in records], np.int32) for field in records[0]}),
     )
     assert tuple(numbers) == MachineParams._fields[:-1]
-    samples = simulate(shape, params, [trace], np.zeros(len(records), np.int32), sample_points=SAMPLES, backend="native")
+    samples = simulate(shape, params, [trace], np.zeros(len(records), np.int32), sample_points=SAMPLES, backend="native", strip=True)
     initial = {name: getattr(trace, name).tolist() for name in ("vmas", "page_vma", "page_backing", "loaded")}
     for lane, record in enumerate(records):
         states = iter(states_after(shape, MachineParams(**numbers, policy=FlushPolicy(**record)), trace, CHECKPOINTS))

@@ -33,7 +33,7 @@ class FakeEngine:
         return 1000 * shape.num_cpus
 
     def simulate(
-        self, shape, params, traces, trace_index, *, sample_points, block_lanes=128, num_devices=None, backend="auto", progress=None
+        self, shape, params, traces, trace_index, *, sample_points, block_lanes=128, num_devices=None, backend="auto", strip=False, progress=None
     ) -> Samples:
         if self.before is not None:
             self.before(len(self.calls))
