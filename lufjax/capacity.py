@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lufjax.grid import Group
+from lufjax.grid import Group, strips
 from lufjax.params import MachineShape
 from lufjax.settings import RunConfig
 from lufjax.store import lane_bytes
@@ -28,6 +28,8 @@ EVENT_BYTES = 100
 """One event row of a trace while the trace is built."""
 ROW_BYTES, PACKED_BYTES, PACKING_BYTES = 20, 16, 28
 """One event row of a trace; as the engine reads it; what it takes beside those while it is packed."""
+RECORD_BYTES, STRIPPING_BYTES = 16, 24
+"""The same of a trace that is stripped, beyond those: for the engine, and while it is packed."""
 RESULT_COPIES = 4
 """Results in the store's arrays, in those of the data set, and on their way into the file."""
 
@@ -67,8 +69,9 @@ def need(config: RunConfig, groups: Sequence[Group], bytes_per_lane: Callable[[M
         begun = min(chunk, len(np.unique(engine.start_facts(group.params, group.trace_index), axis=0))) if backend == "cuda" else chunk
         once = lanes_at_once(config, backend, begun) * size
         state = max(STATE_COPIES * once, once + XLA_BYTES * (backend == "xla"))
-        building = max(PACKING_BYTES * rows, EVENT_BYTES * config.num_events)
-        parts.append((state, max(kept, used * group.trace_bytes) + fitted + PACKED_BYTES * rows + max(0, building - state)))
+        stripped = rows * strips(config, group.trace_keys)
+        building = max(PACKING_BYTES * rows + STRIPPING_BYTES * stripped, EVENT_BYTES * config.num_events)
+        parts.append((state, max(kept, used * group.trace_bytes) + fitted + PACKED_BYTES * rows + RECORD_BYTES * stripped + max(0, building - state)))
     state, traces = max(parts, key=sum)
     ways = max(group.shape.num_cpus * (group.shape.l1.ways + group.shape.l2.ways) for group in groups)
     base = BASE_BYTES + COMPILE_BYTES_PER_WAY * ways + FIGURE_BYTES * config.figures

@@ -71,6 +71,11 @@ def plan(config: RunConfig, source: TraceSource) -> list[Group]:
     return groups
 
 
+def strips(config: RunConfig, keys: Sequence[TraceKey]) -> bool:
+    """Whether a run with these traces strips them: recordings gain by it, synthetic workloads have a page fault every few accesses."""
+    return config.engine.strip and any(config.workloads[key.workload]["name"] == "replay" for key in keys)
+
+
 def _partition(config: RunConfig) -> list[tuple[list[int], list[int]]]:
     """Positions on the CPU axis and on the workload axis of each group."""
     order = np.argsort(config.num_cpus, kind="stable")

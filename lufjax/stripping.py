@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from lufjax.events import CPU, EVENT_FIELDS, OP, REPEAT, VPN, Op
+from lufjax.events import CPU, EVENT_FIELDS, OP, REPEAT, VPN, MicroOp, Op
 from lufjax.native import I32, I64, POINTER, loop, machine_code
 from lufjax.params import TlbGeometry
 from lufjax.phases.fetch import LENGTH_BITS, NEAR
@@ -31,12 +31,14 @@ _LONGEST = (1 << LENGTH_BITS) - 1
 
 
 def leaning(events: np.ndarray, num_vpns: int, l1: TlbGeometry) -> np.ndarray:
-    """``int32[num_events]``: for a redundant access the number of the event that it leans on, else 0.
+    """``int32[num_events]``: for a redundant access the number of the event that it leans on, else 0. Micro-steps: none.
 
     Args:
         events: ``int32[num_events, 5]``. l1: the first TLB level of every CPU.
     """
     events = np.ascontiguousarray(events, dtype=np.int32)
+    if events[:, OP].max(initial=0) >= min(MicroOp):
+        return np.zeros(len(events), np.int32)
     num_cpus = int(events[:, CPU].max(initial=0)) + 1
     vpn = np.arange(num_vpns, dtype=np.int32)
     place = (vpn ^ (vpn >> (l1.sets.bit_length() - 1)) if l1.index == "xor" else vpn) % l1.sets

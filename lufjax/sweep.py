@@ -13,7 +13,7 @@ import numpy as np
 from lufjax import capacity, dataset, engine, provenance, run_id
 from lufjax.counters import HISTOGRAMS
 from lufjax.faults import EngineFault
-from lufjax.grid import Group, plan
+from lufjax.grid import Group, plan, strips
 from lufjax.params import MachineParams
 from lufjax.policy import FlushPolicy
 from lufjax.progress import Progress
@@ -21,7 +21,7 @@ from lufjax.resolve import identity, to_mapping
 from lufjax.runners import device_facts
 from lufjax.settings import RunConfig
 from lufjax.store import COUNTERS, Store
-from lufjax.traces import TraceKey, TraceSource, fit
+from lufjax.traces import TraceSource, fit
 
 
 def run(config: RunConfig, overrides: Sequence[str] = ()) -> Path:
@@ -90,7 +90,7 @@ def simulate_lanes(config: RunConfig, group: Group, source: TraceSource, lanes: 
             block_lanes=config.engine.block_lanes,
             num_devices=config.engine.num_devices,
             backend=config.engine.backend,
-            strip=config.engine.strip and any(is_recording(config, group.trace_keys[t]) for t in used),
+            strip=strips(config, [group.trace_keys[t] for t in used]),
             progress=lambda events, of: report(events / of),
         )
     except EngineFault as fault:
@@ -104,11 +104,6 @@ def simulate_lanes(config: RunConfig, group: Group, source: TraceSource, lanes: 
         "violations": samples.violations,
         "first_violation": samples.first_violation,
     }
-
-
-def is_recording(config: RunConfig, key: TraceKey) -> bool:
-    """Whether a trace replays a program: such traces gain by stripping, synthetic ones have a page fault every few accesses."""
-    return config.workloads[key.workload]["name"] == "replay"
 
 
 class SweepFault(RuntimeError):

@@ -109,7 +109,7 @@ def main(words: list[str]) -> int:
     except Disagreement as error:
         print(f"stripping: {error}; nothing is reported", file=sys.stderr)
         return 1
-    print(json.dumps({"recordings": found, "options": given, "device": device_facts(), "versions": versions()}, indent=1))
+    print(json.dumps({"recordings": found, "options": given, "device": device_facts("native"), "versions": versions()}, indent=1))
     return 0
 
 
