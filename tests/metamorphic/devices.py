@@ -40,6 +40,8 @@ def main() -> None:
             digests[f"{backend} {num_devices}"] = digest(samples)
     device.open_device = EmulatedDevice
     digests["cuda"] = digest(run.samples(points, backend="cuda"))
+    for backend in ("native", "xla", "cuda"):
+        digests[f"{backend} stripped"] = digest(run.samples(points, backend=backend, num_devices=1, block_lanes=2, strip=True))
     print(json.dumps(digests))
 
 
