@@ -11,12 +11,11 @@ import numpy as np
 
 from lufjax import state as st
 from lufjax.gpu.device import Device, Launch
-from lufjax.gpu.program import BLOCK
+from lufjax.gpu.program import BLOCK, WARP
 from lufjax.gpu.rows import COUNTING, SCALARS, TAKEN, RowLayout, layout_of, pack_params
 from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState
 
-WARP = 32
 COPIERS = 256
 """Threads that copy one lane."""
 SHARE = 0.9

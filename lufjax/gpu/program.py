@@ -1,8 +1,8 @@
 """The GPU program: three kernels that make lanes, take them from event to event, and read what they counted.
 
 A *thread block* keeps its lanes from launch to end. Nothing of a lane is in a register between two phases, so any thread can make the next
-visit of any lane: before every visit the block sorts its lanes by the phase that they wait for, and a warp gets lanes that mostly wait
-for the same one. Lanes never interact, so the order does not matter.
+visit of any lane: before every visit the block sorts its lanes by the phase that they wait for, and a warp gets lanes that all wait
+for the same kernel. Lanes never interact, so the order does not matter.
 
 The kernels of the phases are those of every backend, translated by :mod:`lufjax.lowering`. Between two barriers every thread
 goes through one *stage*, a function that knows its thread by number. ``EMULATED`` replaces threads and barriers by loops: the same stages, compiled
@@ -31,6 +31,9 @@ GLOBAL, SHARED = 1, 3
 INTS = I32.as_pointer(GLOBAL)
 BLOCK = 512
 """Most threads of a thread block, and the lanes that it keeps. One such block fills a multiprocessor if a thread has 128 registers."""
+WARP = 32
+EMPTY = I32(-1)
+"""A slot without a lane."""
 TRIPLE = "nvptx64-nvidia-cuda"
 CUDA, EMULATED = "cuda", "emulated"
 
@@ -157,10 +160,14 @@ def _take_lanes(module: ir.Module, layout: RowLayout) -> Callable[..., None]:
 
 
 def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], layout: RowLayout) -> Callable[..., None]:
-    """Sort the lanes of the block by phase, make one visit of each, until all are at their stops, or at a phase that is not compiled in."""
+    """Sort the lanes of the block by phase, make one visit of each, until all are at their stops, or at a phase that is not compiled in.
+
+    Lanes are sorted into *slots*; each group of phases begins at a multiple of a warp, so that all threads of a warp run the same kernel. There
+    are more slots than threads, and threads go round.
+    """
     done = len(program)
-    counts = _shared(module, "counts", done + 1)
-    groups, ranks, order = (_shared(module, name, BLOCK) for name in ("groups", "ranks", "order"))
+    sizes = {"counts": done + 1, "groups": BLOCK, "ranks": BLOCK, "slots": (num_slots := BLOCK + WARP * done), "used": 1}
+    counts, groups, ranks, slots, used = (_shared(module, name, size) for name, size in sizes.items())
     kernels = emit_kernels(module, shape, program, layout.arrays, [INTS, INTS], lambda row, events: LaneRow(row, events, layout.offsets))
     group_of = _table(module, "group_of", _group_of(program))
     types = ARGUMENTS["run_lanes"]
@@ -172,6 +179,12 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
         *_, size, thread = arguments
         with loop(b, I32(done + 1), thread, size) as i:
             b.store(I32(0), at(b, counts, i))
+
+    def begin(b: Any, *arguments: Any) -> None:
+        *_, size, thread = arguments
+        clear(b, size, thread)
+        with loop(b, I32(num_slots), thread, size) as i:
+            b.store(EMPTY, at(b, slots, i))
 
     def classify(b: Any, *arguments: Any) -> None:
         rows, _, _, _, stops, num_lanes, block, size, thread = arguments
@@ -194,34 +207,39 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
 
     def place(b: Any, *arguments: Any) -> None:
         thread = arguments[-1]
-        before = b.load(at(b, groups, thread))
-        first = b.alloca(I32)
-        b.store(b.load(at(b, ranks, thread)), first)
-        with loop(b, before) as group:
-            b.store(b.add(b.load(first), b.load(at(b, counts, group))), first)
-        b.store(thread, at(b, order, b.load(first)))
+        own, first, total = b.load(at(b, groups, thread)), b.load(at(b, ranks, thread)), I32(0)
+        for number in range(done):
+            warps = b.and_(b.add(b.load(at(b, counts, I32(number))), I32(WARP - 1)), I32(-WARP))
+            first = b.add(first, b.select(b.icmp_signed("<", I32(number), own), warps, I32(0)))
+            total = b.add(total, warps)
+        with b.if_then(b.icmp_signed("<", own, I32(done))):
+            b.store(thread, at(b, slots, first))
+        with b.if_then(b.icmp_signed("==", thread, I32(0))):
+            b.store(total, at(b, used, I32(0)))
 
     def visit(b: Any, *arguments: Any) -> None:
         rows, events, trace_index, stride, _, _, block, size, thread = arguments
         clear(b, size, thread)
-        local = b.load(at(b, order, thread))
-        lane, group = b.add(b.mul(block, size), local), b.load(at(b, groups, local))
-        with b.if_then(b.icmp_signed("<", group, I32(done))):
-            row, trace = _row(b, rows, lane, I64(layout.width)), _row(b, events, b.load(b.gep(trace_index, [lane])), stride)
+        with loop(b, b.load(at(b, used, I32(0))), thread, size) as slot:
+            local = b.load(at(b, slots, slot))
             leave = b.append_basic_block("visited")
-            switch = b.switch(group, leave)
-            for number, name in enumerate(program):
-                switch.add_case(I32(number), b.append_basic_block(f"visit_{name}"))
-                b.position_at_end(switch.cases[-1][1])
-                b.call(kernels[name], [row, trace])
-                b.branch(leave)
-            b.position_at_end(leave)
+            with b.if_then(b.icmp_signed("!=", local, EMPTY)):
+                b.store(EMPTY, at(b, slots, slot))
+                lane = b.add(b.mul(block, size), local)
+                row, trace = _row(b, rows, lane, I64(layout.width)), _row(b, events, b.load(b.gep(trace_index, [lane])), stride)
+                switch = b.switch(b.load(at(b, groups, local)), leave)
+                for number, name in enumerate(program):
+                    switch.add_case(I32(number), b.append_basic_block(f"visit_{name}"))
+                    b.position_at_end(switch.cases[-1][1])
+                    b.call(kernels[name], [row, trace])
+                    b.branch(leave)
+                b.position_at_end(leave)
 
-    stages = {emit.__name__: _stage(module, emit.__name__, types, emit) for emit in (clear, classify, place, visit)}
+    stages = {emit.__name__: _stage(module, emit.__name__, types, emit) for emit in (begin, classify, place, visit)}
 
     def body(b: Any, arguments: list[Any], size: Any, each: Each) -> None:
         head, work, leave = (b.append_basic_block(name) for name in ("round", "work", "finished"))
-        each(stages["clear"])
+        each(stages["begin"])
         b.branch(head)
         b.position_at_end(head)
         each(stages["classify"])
