@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from lufjax import code_cache
 from lufjax import state as st
-from lufjax.gpu.rows import LaneRow, RowLayout, layout_of
+from lufjax.gpu.rows import LINE, LaneRow, RowLayout, layout_of
 from lufjax.native import NUM_PARAMS, emit_kernels, loop
 from lufjax.params import MachineShape
 from lufjax.phases import GROUPS, Phase
@@ -169,6 +169,10 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
     sizes = {"counts": done + 1, "groups": BLOCK, "ranks": BLOCK, "slots": (num_slots := BLOCK + WARP * done), "used": 1}
     counts, groups, ranks, slots, used = (_shared(module, name, size) for name, size in sizes.items())
     kernels = emit_kernels(module, shape, program, layout.arrays, [INTS, INTS], lambda row, events: LaneRow(row, events, layout.offsets))
+    for kernel in kernels.values():
+        for argument, elements in zip(kernel.args, (LINE, 4), strict=True):
+            argument.add_attribute("noalias")
+            argument.attributes.align = 4 * elements
     group_of = _table(module, "group_of", _group_of(program))
     types = ARGUMENTS["run_lanes"]
 

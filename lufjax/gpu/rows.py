@@ -77,7 +77,8 @@ def layout_of(shape: MachineShape) -> RowLayout:
         ValueError: a lane is too large for offsets of 32 bits.
     """
     arrays = arrays_of(shape)
-    names = [*TAKEN, *(name for name in MachineState._fields if name not in TAKEN), "params"]
+    often = [*TAKEN, *(bank for bank in st.BANKS if bank not in TAKEN), "masks"]
+    names = [*often, *(name for name in MachineState._fields if name not in often), "params"]
     sizes = [-(-prod(arrays[name][0]) // SECTOR) * SECTOR for name in names]
     offsets = dict(zip(names, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     width = -(-sum(sizes) // LINE) * LINE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from llvmlite import ir
 
 from lufjax.gpu import device
 from lufjax.gpu.program import ARGUMENTS, EMULATED, build_module
+from lufjax.gpu.rows import LINE
 from lufjax.native import machine_code
 from lufjax.params import MachineShape
 
@@ -38,7 +40,9 @@ class EmulatedDevice:
         return np.array(values, order="C")
 
     def empty(self, size: tuple[int, ...]) -> np.ndarray:
-        return np.full(size, 0x5A5A5A5A, np.int32)
+        memory = np.full(prod(size) + LINE, 0x5A5A5A5A, np.int32)
+        first = -memory.ctypes.data // 4 % LINE  # a device gives arrays that begin at a cache line
+        return memory[first : first + prod(size)].reshape(size)
 
     def get(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
