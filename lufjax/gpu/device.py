@@ -48,6 +48,10 @@ class Device(Protocol):
         """Copy an array from the device, after all that was launched."""
         ...
 
+    def copy(self, source: Any, target: Any) -> None:
+        """Copy an array within the device, and wait."""
+        ...
+
     def load(self, shape: MachineShape, program: tuple[str, ...]) -> Launch:
         """The GPU program of a shape."""
         ...
@@ -79,6 +83,11 @@ class CudaDevice:
     def get(self, array: Any) -> np.ndarray:
         """Wait, and copy to the host."""
         return self._cupy.asnumpy(array)
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Without a kernel, so that CuPy needs no compiler."""
+        target.data.copy_from_device(source.data, source.nbytes)
+        self._cupy.cuda.Device().synchronize()
 
     def load(self, shape: MachineShape, program: tuple[str, ...]) -> Launch:
         """Translate for this device; the driver assembles it, and keeps that itself."""

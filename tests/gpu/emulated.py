@@ -47,6 +47,9 @@ class EmulatedDevice:
     def get(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
 
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        target[:] = source
+
     def load(self, shape: MachineShape, program: tuple[str, ...]) -> device.Launch:
         functions = _compiled(shape, program)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from lufjax import bench, engine
+from lufjax import bench, engine, measured
 from tests.gpu.emulated import emulate
 
 
-def test_it_measures_the_device_and_compares_with_the_c_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_measures_the_device_and_compares_with_the_c_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     emulated = emulate(monkeypatch)
+    monkeypatch.setattr(measured, "STREAM_BYTES", 2**16)
     small = replace(bench.cases(bench.parse({"quick": True}), "cuda")[0], num_events=3000)
     monkeypatch.setattr(bench, "cases", lambda chosen, backend: [small] if backend == "cuda" else [])
-    assert bench.main({"device": "gpu", "backend": "cuda", "quick": True, "json": True}) == 0
+    assert bench.main({"device": "gpu", "backend": "cuda", "quick": True, "json": True, "outputs": str(tmp_path)}) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["backend"] == "cuda"
     assert (report["device"]["platform"], report["device"]["kind"]) == ("gpu", "emulated")

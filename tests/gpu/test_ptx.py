@@ -20,7 +20,7 @@ from lufjax.gpu.program import ARGUMENTS, BLOCK, ptx_of
 from lufjax.grid import plan
 from lufjax.params import MachineShape
 from lufjax.traces import TraceSource
-from tests.perf.test_xla import program_and_arguments
+from tests.perf.test_xla import SHAPE, program_and_arguments
 
 REGISTERS = 65536
 """Of a multiprocessor."""
@@ -53,6 +53,7 @@ def test_kernels_and_their_arguments(
     assert widths == {name: ["u32" if str(kind) == "i32" else "u64" for kind in kinds] for name, kinds in ARGUMENTS.items()}
     assert ptx.count(f".maxntid {BLOCK}") == len(ARGUMENTS)
     assert {f"kernel_{group}" for group in default[1]} <= set(re.findall(r"\.func\s+(\w+)", ptx))
+    assert {f"{kind}.global.v4" for kind in ("ld", "st")} <= set(re.findall(r"(?:ld|st)\.global\.v4", ptx))
     generic = re.findall(r"\b(?:ld|st)\.(?!param|global|shared|local|const)\S+", ptx)
     assert generic == []
 
@@ -70,7 +71,7 @@ def test_it_is_assembled_without_spills(ptx_for: Callable[[str], bytes], tmp_pat
 
 
 def test_the_xla_program_lowers_for_cuda() -> None:
-    program, arguments = program_and_arguments()
+    program, arguments = program_and_arguments(SHAPE)
     exported = export.export(program, platforms=["cuda"])(*arguments)
     assert exported.platforms == ("cuda",)
     assert "stablehlo.while" in exported.mlir_module()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +26,8 @@ LANES, SLOTS = 97, 64
 INSTRUCTION = re.compile(r"= (?:\()?\w+\[([\d,]+)\]\S* (\S+?)\(")
 
 
-def lowered(shape: MachineShape) -> jax.stages.Lowered:
-    """The program for the operations of ``llm``, for one device."""
+def program_and_arguments(shape: MachineShape) -> tuple[Any, tuple[Any, ...]]:
+    """The program for the operations of ``llm`` on one device, and shapes of its arguments."""
     base = init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((LANES, *leaf.shape), leaf.dtype), base)
     lane = jax.ShapeDtypeStruct((LANES,), np.int32)
@@ -34,7 +35,13 @@ def lowered(shape: MachineShape) -> jax.stages.Lowered:
     events = jax.ShapeDtypeStruct((1, 100, 4), np.int32)
     engine.use_all_cores()
     program = engine.xla_program(shape, rollout.program_for({Op.LOAD, Op.STORE, Op.TICK}), SLOTS, tuple(jax.devices()[:1]))
-    return program.lower(params, state, events, lane, lane)
+    return program, (params, state, events, lane, lane)
+
+
+def lowered(shape: MachineShape) -> jax.stages.Lowered:
+    """The program, lowered for that device."""
+    program, arguments = program_and_arguments(shape)
+    return program.lower(*arguments)
 
 
 def test_no_loop_copies_a_state_array() -> None:
