@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +26,9 @@ split_p.def_abstract_eval(lambda condition: condition)
 
 
 pick_p = Primitive("pick")
-"""``table[index]`` of a table of computed values ``int32[n, ...]``; 0 for an index outside. Translated to a table in memory."""
-pick_p.def_abstract_eval(lambda table, index: ShapedArray((*index.shape, *table.shape[1:]), table.dtype))
+"""``table[index]`` of a table of computed values ``int32[n, ...]``; 0 for an index outside, of which there is none where it is ``inside``.
+Translated to a table in memory, but for columns of one constant."""
+pick_p.def_abstract_eval(lambda table, index, *, inside: ShapedArray((*index.shape, *table.shape[1:]), table.dtype))
 first_p = Primitive("first")
 """The first place of each number below ``count`` in ``int32[n]``; ``n`` for a number that is nowhere."""
 first_p.def_abstract_eval(lambda values, *, count: ShapedArray((count,), values.dtype))
@@ -58,10 +60,14 @@ class Memory(Protocol):
 
 
 class Lowering:
-    """Translates equations into ``builder``; values are NumPy arrays of LLVM scalars."""
+    """Translates equations into ``builder``; values are NumPy arrays of LLVM scalars.
 
-    def __init__(self, builder: Any, memory: Memory) -> None:
-        self.builder, self._memory = builder, memory
+    Args:
+        memory: where arrays are. fixed: of some arrays, the elements whose value is known, as objects; None for the others.
+    """
+
+    def __init__(self, builder: Any, memory: Memory, fixed: Mapping[str, np.ndarray] | None = None) -> None:
+        self.builder, self._memory, self._fixed = builder, memory, fixed or {}
         self._pointers: dict[str, Value] = {}
         self.loaded: dict[tuple[str, tuple[int, ...]], Value] = {}
 
@@ -110,7 +116,7 @@ class Lowering:
         if name == "read":
             return [self._read(args, **params)]
         if name == "pick":
-            return [self._pick(*args)]
+            return [self._pick(args[0], args[1], params["inside"])]
         if name == "first":
             return [self._first(args[0], params["count"])]
         dtype_in = eqn.invars[0].aval.dtype if eqn.invars else eqn.outvars[0].aval.dtype
@@ -130,7 +136,7 @@ class Lowering:
         spread = [np.broadcast_to(arg, out.shape) for arg in args]
         result = np.empty(out.shape, object)
         for place in np.ndindex(*out.shape):
-            result[place] = _SCALARS[name](self.builder, [arg[place] for arg in spread], dtype_in, out.dtype, params)
+            result[place] = _scalar(name, self.builder, [arg[place] for arg in spread], dtype_in, out.dtype, params)
         return [result]
 
     def _fold(self, operation: str, arg: np.ndarray, axes: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -140,7 +146,7 @@ class Lowering:
         for place in np.ndindex(*result.shape):
             total = flat[(0, *place)]
             for row in range(1, flat.shape[0]):
-                total = _SCALARS[operation](self.builder, [total, flat[(row, *place)]], dtype, dtype, {})
+                total = _scalar(operation, self.builder, [total, flat[(row, *place)]], dtype, dtype, {})
             result[place] = total
         return result
 
@@ -165,6 +171,10 @@ class Lowering:
         for place in np.ndindex(*dynamic):
             for inner in np.ndindex(*(len(r) for r in kept)):
                 chosen = [r[i] for r, i in zip(kept, inner, strict=True)]
+                known = None if pattern or array not in self._fixed else self._fixed[array][tuple(chosen)]
+                if known is not None:
+                    result[(*place, *inner)] = _constant(known, np.int32)
+                    continue
                 value = self.builder.load(self.address(array, pattern, size, [c[place] for c in clamped], chosen))
                 result[(*place, *inner)] = value
                 if not pattern:
@@ -184,13 +194,22 @@ class Lowering:
         """The index, or ``count`` for one outside."""
         return self.builder.sext(self.builder.select(self.builder.icmp_unsigned("<", index, I32(count)), index, I32(count)), I64)
 
-    def _pick(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def _pick(self, table: np.ndarray, index: np.ndarray, inside: bool) -> np.ndarray:
         b, count, width = self.builder, len(table), int(np.prod(table.shape[1:], dtype=int))
-        place = self._table([*table.ravel(), *[I32(0)] * width])
-        result = np.empty((*index.shape, width), object)
+        rows = np.concatenate([table.reshape(count, width), np.full((0 if inside else 1, width), I32(0), object)])
+        constant = [column[0] if all_equal(column) else None for column in rows.T]
+        place, result = None, np.empty((*index.shape, width), object)
         for at in np.ndindex(*index.shape):
-            row = b.mul(self._inside(index[at], count), I64(width))
+            if isinstance(index[at], ir.Constant):
+                result[at] = rows[min(_number(index[at]) & 0xFFFFFFFF, count)]
+                continue
+            row = None
             for column in range(width):
+                if constant[column] is not None:
+                    result[(*at, column)] = constant[column]
+                    continue
+                place = self._table(list(rows.ravel())) if place is None else place
+                row = b.mul(b.sext(index[at], I64) if inside else self._inside(index[at], count), I64(width)) if row is None else row
                 result[(*at, column)] = b.load(b.gep(place, [b.add(row, I64(column))]))
         return result.reshape((*index.shape, *table.shape[1:]))
 
@@ -198,6 +217,8 @@ class Lowering:
         b = self.builder
         place = self._table([I32(len(values))] * (count + 1))
         for number in reversed(range(len(values))):
+            if isinstance(values[number], ir.Constant) and not 0 <= _number(values[number]) < count:
+                continue
             b.store(I32(number), b.gep(place, [self._inside(values[number], count)]))
         return np.array([b.load(b.gep(place, [I64(number)])) for number in range(count)], object)
 
@@ -288,9 +309,28 @@ def _elements(value: np.ndarray, dtype: Any) -> np.ndarray:
     return result
 
 
+def all_equal(values: Sequence[Value]) -> bool:
+    """Whether all are the same constant."""
+    return all(isinstance(value, ir.Constant) and value.constant == values[0].constant for value in values)
+
+
 def _is(value: Value, constant: int) -> bool:
     """Whether a value is this constant, -1 for all bits set."""
     return isinstance(value, ir.Constant) and value.constant == constant & (1 if value.type == BOOL else 0xFFFFFFFF)
+
+
+def _number(constant: Any) -> int:
+    """The value of a constant, as a signed one if it is not a truth value."""
+    value = int(constant.constant)
+    return value & 1 if constant.type == BOOL else (value + 0x80000000 & 0xFFFFFFFF) - 0x80000000
+
+
+def _scalar(name: str, b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    """One operation on scalars; computed here if all of them are constants."""
+    if name in _FOLDED and dtype_in != np.uint32 and all(isinstance(arg, ir.Constant) for arg in args):
+        value = _FOLDED[name](*map(_number, args))
+        return _constant(bool(value) if dtype_out == np.bool_ else value, dtype_out)
+    return _SCALARS[name](b, args, dtype_in, dtype_out, params)
 
 
 def _and(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
@@ -316,6 +356,20 @@ def _select(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: An
     if isinstance(which, ir.Constant):
         return yes if which.constant else no
     return yes if yes is no else b.select(which, yes, no)
+
+
+def _add(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    for one, other in (args, args[::-1]):
+        if _is(one, 0):
+            return other
+    return b.add(*args)
+
+
+def _mul(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any) -> Value:
+    for one, other in (args, args[::-1]):
+        if _is(one, 0) or _is(other, 1):
+            return one
+    return b.mul(*args)
 
 
 def _binary(operation: str) -> Callable[..., Value]:
@@ -359,7 +413,7 @@ def _sign(b: Any, args: list[Value], dtype_in: Any, dtype_out: Any, params: Any)
 
 
 _SCALARS: dict[str, Callable[..., Value]] = {
-    "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "and": _and, "or": _or, "xor": _binary("xor"),
+    "add": _add, "sub": _binary("sub"), "mul": _mul, "and": _and, "or": _or, "xor": _binary("xor"),
     "not": _not, "neg": _binary("neg"), "shift_left": _binary("shl"), "shift_right_logical": _binary("lshr"),
     "shift_right_arithmetic": _binary("ashr"), "div": _division("sdiv", "udiv"), "rem": _division("srem", "urem"), "clz": _clz, "sign": _sign,
     "eq": _compare("=="), "ne": _compare("!="), "lt": _compare("<"), "le": _compare("<="), "gt": _compare(">"), "ge": _compare(">="),
@@ -369,6 +423,12 @@ _SCALARS: dict[str, Callable[..., Value]] = {
         b, [_extreme(">")(b, args[:2], dtype_out, dtype_out, {}), args[2]], dtype_out, dtype_out, {}
     ),
 }  # fmt: skip
+_FOLDED: dict[str, Callable[..., int]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "and": operator.and_, "or": operator.or_, "xor": operator.xor,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "max": max, "min": min,
+    "convert_element_type": lambda value: value, "shift_right_arithmetic": lambda value, count: value >> min(max(count, 0), 31),
+}  # fmt: skip
+"""Operations on ``int32`` and truth values of which constants are computed while translating."""
 _REDUCTIONS = {"reduce_sum": "add", "reduce_or": "or", "reduce_and": "and", "reduce_max": "max", "reduce_min": "min"}
 
 

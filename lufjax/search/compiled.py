@@ -6,7 +6,8 @@ The phase kernels and the key are those that JAX traces (:mod:`lufjax.native`); 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from lufjax import native
 from lufjax import state as st
 from lufjax.counters import SCALARS
 from lufjax.events import Violation
-from lufjax.lowering import Lowering, read_p
-from lufjax.native import I32, I64, POINTER, loop, machine_code
+from lufjax.lowering import Lowering, all_equal, read_p
+from lufjax.native import BOOL, I32, I64, POINTER, loop, machine_code
 from lufjax.params import MachineShape
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.state import MachineState
@@ -28,20 +29,27 @@ I8 = ir.IntType(8)
 BYTES, LONGS, OWN = I8.as_pointer(), I64.as_pointer(), POINTER.as_pointer()
 KEY = ir.FunctionType(I32, [OWN, BYTES])
 """``int key(own, out)``: writes a key; not 0 if a value does not fit."""
+SEVERAL = 16
+"""Elements that are compared at a time; a state has more."""
 DISABLED = -1
 """Outcome of an event that is not enabled; else the classes that it violates, as bits."""
-BAD_PHASE, BAD_KEY = 1 << 30, 1 << 29
+BAD_PHASE, BAD_KEY, STRAYED = 1 << 30, 1 << 29, 1 << 28
 """Bits of ``faults``, beside those of the fault word."""
+FREE = -(2**31)
+"""Of an element of the state that is not fixed."""
 _P, _L = ctypes.c_void_p, ctypes.c_int64
+Key = Callable[[MachineState], jax.Array]
 Arrays = dict[str, tuple[tuple[int, ...], Any]]
 
 
 class SearchProgram(NamedTuple):
     """A compiled machine. ``engine`` has to live as long as the functions are called.
 
-    ``successors(rows, which, entries, n, params, events, stride, lengths, steps, key_functions, num_keys, out, kept, keys, outcomes, faults)``
-    applies entry ``entries[i]`` to ``rows[which[i]]``, writes its outcome, and of those that are enabled and do not violate the numbers (``kept``),
-    rows (``out``) and smallest keys one after the other; returns how many.
+    ``successors(rows, which, entries, n, params, events, stride, lengths, steps, key_functions, num_keys, words, start, fixed, reads, index, size,
+    every, out, kept, keys, outcomes, faults)`` applies entry ``entries[i]`` to ``rows[which[i]]``, writes its outcome, and of those that are enabled,
+    do not violate and change an element of ``reads`` (or all, with ``every``) the numbers (``kept``), rows (``out``) and smallest keys one after the
+    other; returns how many. A row holds the ``size`` elements of a state that ``index`` names; the others are those of ``start``. ``fixed`` and
+    ``reads`` are masks, 0 or -1 for each element of a state; an element of ``fixed`` that is not as in ``start`` is a fault, STRAYED.
     """
 
     engine: Any
@@ -53,87 +61,154 @@ def words_of(key_width: int) -> int:
     return -(-key_width // 8)
 
 
-def compile_key(function: Callable[[MachineState], jax.Array], arrays: Arrays, facts: tuple[Any, ...]) -> tuple[Any, int, int]:
-    """Compile a function of one machine between two events to a row of small integers.
+class KeyProgram(NamedTuple):
+    """Compiled keys of a machine, one for each renaming. ``engine`` has to live as long as the functions are called.
+
+    Attributes:
+        functions: ``uint64[r]``, addresses of functions of type :data:`KEY`.
+        columns: ``int32[width]``, which values of the whole key are in it; all others are the same for every machine with these fixed elements.
+        reads: ``bool[state width]``, elements of the state that a key depends on.
+    """
+
+    engine: Any
+    functions: np.ndarray
+    columns: np.ndarray
+    reads: np.ndarray
+
+
+def compile_keys(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | None, facts: tuple[Any, ...]) -> KeyProgram:
+    """Compile functions of one machine between two events to rows of small integers.
 
     Args:
-        function: its operations are those that :mod:`lufjax.lowering` translates.
-        arrays: shape and dtype of each array of the state, in its order. facts: all that ``function`` depends on.
-
-    Returns:
-        The engine, the address of a function of type :data:`KEY`, and the width of a row.
+        functions: their operations are those that :mod:`lufjax.lowering` translates.
+        arrays: shape and dtype of each array of the state, in its order.
+        fixed: ``int32[state width]`` of which the elements that are not FREE are the same in every machine that a key is asked of; None for none.
+        facts: all that ``functions`` depends on.
     """
+    known = None if fixed is None else fixed.tobytes()
+    code = ctypes.CFUNCTYPE(_P)
+    names = [f"key_{number}" for number in range(len(functions))]
+    engine, columns, reads = machine_code(
+        lambda: _keys_module(functions, arrays, fixed), ("keys", facts, sorted(arrays.items()), known), key_columns=code, key_reads=code
+    )
+    every = np.ctypeslib.as_array(ctypes.cast(columns(), ctypes.POINTER(ctypes.c_int32)), (1,))
+    every = np.ctypeslib.as_array(ctypes.cast(columns(), ctypes.POINTER(ctypes.c_int32)), (1 + int(every[0]),))[1:].copy()
+    is_read = np.ctypeslib.as_array(ctypes.cast(reads(), ctypes.POINTER(ctypes.c_uint8)), (_width(arrays),)) > 0
+    return KeyProgram(engine, np.array([engine.get_function_address(name) for name in names], np.uint64), every, is_read)
+
+
+def _keys_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | None) -> ir.Module:
+    """The functions ``key_0``, ``key_1``, ...; ``key_columns``, which gives a count and as many numbers; and ``key_reads``."""
 
     def whole(array: str) -> jax.Array:
         size, dtype = arrays[array]
         return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
 
-    def build() -> ir.Module:
-        closed = jax.make_jaxpr(lambda: function(MachineState(*(whole(name) for name in MachineState._fields))))()
-        return _key_module(closed, arrays)
-
-    code = ctypes.CFUNCTYPE(ctypes.c_int32)
-    engine, width = machine_code(build, ("key", facts, sorted(arrays.items())), key_width=code)
-    return engine, engine.get_function_address("key"), width()
-
-
-def _key_module(closed: Any, arrays: Arrays) -> ir.Module:
-    """The function ``key``, and ``int key_width()``."""
-    width = int(closed.out_avals[0].shape[0])
-    module = ir.Module(name="lufjax_key")
-    ir.IRBuilder(ir.Function(module, ir.FunctionType(I32, []), name="key_width").append_basic_block("entry")).ret(I32(width))
-    kernel = ir.Function(module, KEY, name="key")
-    memory = native.PointerTable(kernel.args[0], {name: i for i, name in enumerate(arrays)})
-    lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), memory)
-    b, found = lowering.builder, list[np.ndarray]()
-    lowering.run(closed, found.extend)
-    values = found[0]
-    seen: Any = I32(0)
-    for index in range(8 * words_of(width)):
-        value = b.sub(values[index], I32(SMALLEST)) if index < width else I32(0)
-        b.store(b.trunc(value, I8), b.gep(kernel.args[1], [I64(index)]))
-        seen = b.or_(seen, value)
-    b.ret(b.and_(seen, I32(~(LARGEST - SMALLEST) & 0xFFFFFFFF)))
+    module, known = ir.Module(name="lufjax_keys"), _elements_of(arrays, np.full(_width(arrays), FREE) if fixed is None else fixed)
+    constants = {name: own.astype(object) for name, own in known.items()}
+    for own in constants.values():
+        own[own == FREE] = None
+    places = _elements_of(arrays, np.arange(_width(arrays)))
+    traced = list[tuple[Lowering, np.ndarray]]()
+    for number, function in enumerate(functions):
+        closed = jax.make_jaxpr(lambda function=function: function(MachineState(*(whole(name) for name in MachineState._fields))))()
+        kernel = ir.Function(module, KEY, name=f"key_{number}")
+        memory = native.PointerTable(kernel.args[0], {name: i for i, name in enumerate(arrays)})
+        lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), memory, constants)
+        found = list[np.ndarray]()
+        lowering.run(closed, found.extend)
+        traced.append((lowering, found[0]))
+    columns = [c for c, values in enumerate(zip(*(values for _, values in traced), strict=True)) if not all_equal(values)]
+    reads = np.zeros(_width(arrays), np.uint8)
+    for lowering, values in traced:
+        b, out, seen = lowering.builder, lowering.builder.function.args[1], I32(0)
+        for index in range(8 * words_of(len(columns))):
+            value = b.sub(values[columns[index]], I32(SMALLEST)) if index < len(columns) else I32(0)
+            b.store(b.trunc(value, I8), b.gep(out, [I64(index ^ 7)]))
+            seen = b.or_(seen, value)
+        b.ret(b.and_(seen, I32(~(LARGEST - SMALLEST) & 0xFFFFFFFF)))
+        needed = _needed(b.function)
+        for (name, index), load in lowering.loaded.items():
+            reads[places[name][index]] |= id(load) in needed
+    _emit_data(module, "key_columns", np.array([len(columns), *columns], np.int32))
+    _emit_data(module, "key_reads", reads)
     return module
+
+
+def _width(arrays: Arrays) -> int:
+    """Elements of a state."""
+    return sum(math.prod(arrays[name][0]) for name in MachineState._fields)
+
+
+def _elements_of(arrays: Arrays, row: np.ndarray) -> dict[str, np.ndarray]:
+    """A row of all the elements of a state, as its arrays."""
+    ends = np.cumsum([math.prod(arrays[name][0]) for name in MachineState._fields])
+    return {name: part.reshape(arrays[name][0]) for name, part in zip(MachineState._fields, np.split(row, ends[:-1]), strict=True)}
+
+
+def _needed(function: ir.Function) -> set[int]:
+    """``id`` of each instruction that a store, a branch or the result of a function depends on."""
+    found: set[int] = set()
+    every = [instruction for block in function.blocks for instruction in block.instructions]
+    ahead = [instruction for instruction in every if instruction.opname in ("store", "ret", "br", "switch")]
+    while ahead:
+        instruction = ahead.pop()
+        if id(instruction) not in found:
+            found.add(id(instruction))
+            ahead.extend(operand for operand in instruction.operands if isinstance(operand, ir.Instruction))
+    return found
+
+
+def _emit_data(module: ir.Module, name: str, values: np.ndarray) -> None:
+    """A function of this name without arguments, which returns where the values are."""
+    kind = ir.ArrayType(ir.IntType(8 * values.itemsize), len(values))
+    data = ir.GlobalVariable(module, kind, name=f"{name}_data")
+    data.global_constant, data.linkage = True, "internal"
+    setattr(data, "initializer", ir.Constant(kind, values.tolist()))  # noqa: B010 - typed as None
+    b = ir.IRBuilder(ir.Function(module, ir.FunctionType(BYTES, []), name=name).append_basic_block("entry"))
+    b.ret(b.bitcast(data, BYTES))
 
 
 @lru_cache(maxsize=32)
 def compile_search(
-    shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...], key_words: int
+    shape: MachineShape, program: tuple[str, ...], arrays: tuple[tuple[str, tuple[int, ...], str], ...]
 ) -> SearchProgram:  # fmt: skip
     """Compile for this machine's CPU; once in a process."""
     named = {name: (size, np.dtype(dtype)) for name, size, dtype in arrays}
 
     def build() -> ir.Module:
         module = native.build_ir(shape, program, named)
-        _emit_successors(module, named, key_words)
+        _emit_successors(module, named)
         return module
 
-    successors = ctypes.CFUNCTYPE(_L, _P, _P, _P, _L, _P, _P, _L, _P, ctypes.c_int32, _P, _L, _P, _P, _P, _P, _P)
-    return SearchProgram(*machine_code(build, ("search", shape, program, arrays, key_words), successors=successors))
+    flag = ctypes.c_int32
+    successors = ctypes.CFUNCTYPE(_L, _P, _P, _P, _L, _P, _P, _L, _P, flag, _P, _L, _L, _P, _P, _P, _P, _L, flag, _P, _P, _P, _P, _P)
+    return SearchProgram(*machine_code(build, ("search", shape, program, arrays), successors=successors))
 
 
-def _emit_successors(module: ir.Module, arrays: Arrays, key_words: int) -> None:
+def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
     ints, run_lane = POINTER, module.get_global("run_lane")
     copy = module.declare_intrinsic("llvm.memcpy", [BYTES, BYTES, I64])
     functions = KEY.as_pointer().as_pointer()
-    types = [ints, ints, ints, I64, ints, ints, I64, ints, I32, functions, I64, ints, ints, LONGS, ints, ints]
+    types = [ints, ints, ints, I64, ints, ints, I64, ints, I32, functions, I64, I64, ints, ints, ints, ints, I64, I32, ints, ints, LONGS, ints, ints]
     function = ir.Function(module, ir.FunctionType(I64, types), name="successors")
-    rows, which, entries, n, params, events, stride, lengths, steps, key_functions, num_keys, out, kept, keys, outcomes, faults = function.args
+    rows, which, entries, n, params, events, stride, lengths, steps, *more = function.args
+    key_functions, num_keys, words, start, fixed, reads, index, size, every, out, kept, keys, outcomes, faults = more
     sizes = [int(np.prod(arrays[name][0], dtype=int)) for name in MachineState._fields]
     offsets = dict(zip(MachineState._fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     width, classes = sum(sizes), len(Violation)
     flow, disabled_at, kinds = offsets["flow"], offsets["counters"] + list(SCALARS).index("events_disabled"), offsets["violations"]
 
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    own, other = b.alloca(POINTER, size=I64(len(arrays))), b.alloca(I64, size=I64(key_words))
-    count, violated, less, differs = b.alloca(I64), b.alloca(I32), b.alloca(I64), b.alloca(I64)
+    own, other = b.alloca(POINTER, size=I64(len(arrays))), b.alloca(I64, size=words)
+    count, last, violated, less, differs, is_changed = (b.alloca(kind) for kind in (I64, I64, I32, I64, I64, BOOL))
+    before, row = b.alloca(I32, size=I64(width)), b.alloca(I32, size=I64(width))
 
     def at(base: Any, offset: int) -> Any:
         return b.gep(base, [I64(offset)])
 
-    def copied(target: Any, source: Any, size: int) -> None:
-        b.call(copy, [b.bitcast(target, BYTES), b.bitcast(source, BYTES), I64(size), ir.Constant(ir.IntType(1), 0)])
+    def copied(target: Any, source: Any, size: Any) -> None:
+        b.call(copy, [b.bitcast(target, BYTES), b.bitcast(source, BYTES), size, BOOL(0)])
 
     def fails(condition: Any, bits: Any) -> None:
         with b.if_then(condition, likely=False):
@@ -142,12 +217,18 @@ def _emit_successors(module: ir.Module, arrays: Arrays, key_words: int) -> None:
     numbers = {name: number for number, name in enumerate(arrays)}
     b.store(params, at(own, numbers["params"]))
     b.store(I64(0), count)
+    b.store(I64(-1), last)
+    copied(before, start, I64(4 * width))
+    for name, offset in offsets.items():
+        b.store(at(row, offset), at(own, numbers[name]))
     with loop(b, n) as i:
         state, entry = b.sext(b.load(b.gep(which, [i])), I64), b.sext(b.load(b.gep(entries, [i])), I64)
-        before, row = b.gep(rows, [b.mul(state, I64(width))]), b.gep(out, [b.mul(b.load(count), I64(width))])
-        copied(row, before, 4 * width)
-        for name, offset in offsets.items():
-            b.store(at(row, offset), at(own, numbers[name]))
+        with b.if_then(b.icmp_signed("!=", state, b.load(last))):
+            with loop(b, size) as column:
+                place = b.sext(b.load(b.gep(index, [column])), I64)
+                b.store(b.load(b.gep(rows, [b.add(b.mul(state, size), column)])), b.gep(before, [place]))
+            b.store(state, last)
+        copied(row, before, I64(4 * width))
         b.store(b.gep(events, [b.mul(entry, stride)]), at(own, numbers["events"]))
         stop = b.add(b.load(at(before, flow + st.BANK_OF["cursor"][1])), steps)
         fails(b.icmp_signed("!=", b.call(run_lane, [own, stop]), I32(0)), I32(BAD_PHASE))
@@ -161,8 +242,13 @@ def _emit_successors(module: ir.Module, arrays: Arrays, key_words: int) -> None:
         refused = b.sub(b.load(at(row, disabled_at)), b.load(at(before, disabled_at)))
         is_enabled = b.icmp_signed("<", refused, b.load(b.gep(lengths, [entry])))
         b.store(b.select(is_enabled, b.load(violated), I32(DISABLED)), b.gep(outcomes, [i]))
+        b.store(BOOL(0), is_changed)
         with b.if_then(b.and_(is_enabled, b.icmp_signed("==", b.load(violated), I32(0)))):
-            key = b.gep(keys, [b.mul(b.load(count), I64(key_words))])
+            strayed, changed = _emit_differences(b, width, row, ((start, fixed), (before, reads)))
+            fails(strayed, I32(STRAYED))
+            b.store(b.or_(changed, b.icmp_signed("!=", every, I32(0))), is_changed)
+        with b.if_then(b.load(is_changed)):
+            key = b.gep(keys, [b.mul(b.load(count), words)])
             bad = b.call(b.load(key_functions), [own, b.bitcast(key, BYTES)])
             fails(b.icmp_signed("!=", bad, I32(0)), I32(BAD_KEY))
             with loop(b, num_keys, I64(1)) as name:
@@ -170,16 +256,46 @@ def _emit_successors(module: ir.Module, arrays: Arrays, key_words: int) -> None:
                 fails(b.icmp_signed("!=", bad, I32(0)), I32(BAD_KEY))
                 b.store(I64(0), less)
                 b.store(I64(0), differs)
-                with loop(b, I64(key_words)) as word:
+                with loop(b, words) as word:
                     ours, theirs = b.load(b.gep(key, [word])), b.load(b.gep(other, [word]))
                     is_less = b.zext(b.icmp_unsigned("<", theirs, ours), I64)
                     b.store(b.select(b.icmp_signed("==", b.load(differs), I64(0)), is_less, b.load(less)), less)
                     b.store(b.or_(b.load(differs), b.xor(ours, theirs)), differs)
                 with b.if_then(b.icmp_signed("!=", b.load(less), I64(0))):
-                    copied(key, other, 8 * key_words)
+                    copied(key, other, b.mul(words, I64(8)))
+            target = b.gep(out, [b.mul(b.load(count), size)])
+            with loop(b, size) as column:
+                b.store(b.load(b.gep(row, [b.sext(b.load(b.gep(index, [column])), I64)])), b.gep(target, [column]))
             b.store(b.trunc(i, I32), b.gep(kept, [b.load(count)]))
             b.store(b.add(b.load(count), I64(1)), count)
     b.ret(b.load(count))
+
+
+def _emit_differences(b: Any, width: int, row: Any, others: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Of each other row and its mask: whether the rows differ in an element of the mask."""
+    several = ir.VectorType(I32, SEVERAL)
+    none = ir.Constant(several, [0] * SEVERAL)
+    with b.goto_entry_block():
+        seen = [b.alloca(several) for _ in others]
+    for place in seen:
+        b.store(none, place)
+
+    def loaded(base: Any, first: Any) -> Any:
+        return b.load(b.bitcast(b.gep(base, [first]), several.as_pointer()), align=4)
+
+    with loop(b, I64(-(-width // SEVERAL))) as number:
+        first = b.mul(number, I64(SEVERAL))
+        first = b.select(b.icmp_signed("<", first, I64(width - SEVERAL)), first, I64(width - SEVERAL))
+        own = loaded(row, first)
+        for place, (other, mask) in zip(seen, others, strict=True):
+            b.store(b.or_(b.load(place), b.and_(b.xor(own, loaded(other, first)), loaded(mask, first))), place)
+    results = []
+    for place in seen:
+        value, total = b.load(place), I32(0)
+        for lane in range(SEVERAL):
+            total = b.or_(total, b.extract_element(value, I32(lane)))
+        results.append(b.icmp_signed("!=", total, I32(0)))
+    return results
 
 
 @lru_cache(maxsize=1)

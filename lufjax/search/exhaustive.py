@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +23,15 @@ from lufjax.runners import num_cores
 from lufjax.search.alphabet import Alphabet, check_policy
 from lufjax.search.findings import Finding, Findings
 from lufjax.search.key_set import KeySet
-from lufjax.search.storage import Level, Storage
-from lufjax.search.successors import Batch, Machine
+from lufjax.search.storage import Level, LevelWriter, Storage
+from lufjax.search.successors import Batch, Machine, Room, Strayed
 
 BATCH = 4096
 """Successors that one core has in memory at a time."""
+SPECIALISE = 1_000_000
+"""Transitions after which keys and rows are made shorter (see docs/EXPLORE.md)."""
+AHEAD = 1
+"""Batches that are ready or waiting, beside one for each core."""
 SAMPLE = 64
 """States of each level that are kept to see which rules decide something."""
 
@@ -102,13 +109,12 @@ def explore(
 
 class _Search:
     def __init__(self, machine: Machine, limits: Limits, storage: Storage, report: Report | None) -> None:
-        self._limits, self._storage, self._report, self._machine = limits, storage, report, machine
-        alphabet = machine.alphabet
-        self._num_entries = len(alphabet.rows)
-        self._keys, self._start_key = KeySet(machine.key_width, storage.keys_path), machine.keys(machine.start)
+        self._limits, self._storage, self._report, self._general, self._machine = limits, storage, report, machine, machine
+        self._form = 0
+        self._num_entries = len(machine.alphabet.rows)
         self._coverage = Coverage(used=np.zeros(self._num_entries, np.int64), pairs=np.zeros((self._num_entries, self._num_entries), np.int64))
-        self._findings = Findings(alphabet, self._machine.names)
-        self._samples: list[np.ndarray] = []
+        self._findings = Findings(machine.alphabet, machine.names)
+        self._samples: list[np.ndarray] = [machine.start[:0]]
         self._began = time.monotonic()
 
     def run(self) -> Result:
@@ -117,16 +123,20 @@ class _Search:
             while not self._over(level):
                 level = self._expand(pool, level)
         self._clock()
-        samples = np.concatenate([np.zeros((0, self._machine.width), np.int32), *self._samples])
-        return Result(self._findings.shortest(self._storage), self._coverage, self._machine, samples)
+        return Result(self._findings.shortest(self._storage), self._coverage, self._general, np.concatenate(self._samples))
 
     def _start(self) -> Level:
         """The last finished level that the storage has, or the start."""
-        saved = self._storage.load(self._machine.width)
-        if saved is None:
-            self._keys.add(self._start_key)
+        facts = self._storage.facts()
+        if facts is None:
+            self._keys = KeySet(self._machine.key_width, self._storage.keys_path(0))
+            self._keys.add(self._machine.keys(self._machine.start))
             return Level([self._machine.start], np.full(1, -1, np.int64))
-        facts, level = saved
+        self._form = facts["form"]
+        if facts["varies"] is not None:
+            self._machine = self._general.with_varying(np.isin(np.arange(self._general.width), facts["varies"]))
+        level = self._storage.load(facts, self._machine.width)
+        self._keys = KeySet(self._machine.key_width, self._storage.keys_path(self._form))
         self._keys.restore(facts["coverage"]["states"])
         steps = self._storage.steps()
         self._findings.restore(facts["findings"], steps["state"], steps["entry"], facts["coverage"]["per_level"])
@@ -154,14 +164,53 @@ class _Search:
 
     def _expand(self, pool: ThreadPoolExecutor, level: Level) -> Level:
         """All successors of a level; those not seen before are the next one."""
+        self._samples.append(self._machine.whole(level.sample(SAMPLE)))
+        if self._machine is self._general and self._coverage.transitions >= SPECIALISE:
+            varies = [(rows != self._machine.start).any(0) for _, rows, _ in level.parts(BATCH)]
+            level = self._specialise(np.any([*varies, *((rows != self._general.start).any(0) for rows in self._samples)], axis=0), level)
+        while True:
+            before, found = (deepcopy(self._coverage), self._findings.copy()), self._storage.writer()
+            try:
+                self._follow(pool, level, found)
+                break
+            except _StrayedFrom as strayed:
+                found.drop()
+                self._coverage, self._findings = before
+                level = self._specialise(self._machine.varies | self._general.arrays_of(strayed.varies), level)
+
+        c = self._coverage
+        c.per_level.append(self._keys.count - c.states)
+        c.levels, c.states = c.levels + 1, self._keys.count
+        varies = None if self._machine is self._general else np.flatnonzero(self._machine.varies).tolist()
+        return self._storage.save(found, {"coverage": _as_facts(c), "findings": self._findings.as_facts(), "form": self._form, "varies": varies})
+
+    def _specialise(self, varies: np.ndarray, level: Level) -> Level:
+        """Go on with keys and rows of what varies: the keys of all states and the rows of the level that is next to be followed."""
+        old, new = self._machine, self._general.with_varying(varies)
+        self._form += 1
+        self._machine = new
+        convert = partial(new.keys_from, old)
+        self._keys = self._keys.converted(self._coverage.states, new.key_width, convert, self._storage.keys_path(self._form))
+        return level.in_form(lambda rows: new.rows_of(old.whole(rows)))
+
+    def _follow(self, pool: ThreadPoolExecutor, level: Level, found: LevelWriter) -> None:
+        """Every entry on every state of a level; what is new goes to ``found``."""
         c, n, first_id = self._coverage, self._num_entries, self._coverage.states - len(level)
-        self._samples.append(level.sample(SAMPLE))
-        found = self._storage.writer()
+        machine, rooms = self._machine, SimpleQueue[Room]()
+        for _ in range(num_cores() + AHEAD + 1):
+            rooms.put(machine.room(max(BATCH, n)))
 
         def run(part: tuple[int, np.ndarray, np.ndarray]) -> _Tried:
             first, rows, last = part
-            which, entries = np.repeat(np.arange(len(rows)), n), np.tile(np.arange(n), len(rows))
-            return _Tried(first + which, entries, last[which], self._machine.after(rows, which, entries))
+            which, entries, room = np.repeat(np.arange(len(rows)), n), np.tile(np.arange(n), len(rows)), rooms.get()
+            try:
+                batch = machine.after(rows, which, entries, every=False, room=room)
+            except Strayed:
+                whole = machine.whole(rows)
+                after = self._general.after(whole, which, entries).rows
+                strayed = (whole != self._general.start).any(0) | (after != self._general.start).any(0)
+                raise _StrayedFrom(strayed & ~machine.varies) from None
+            return _Tried(first + which, entries, last[which], batch, room)
 
         for tried in _in_order(pool, run, level.parts(max(1, BATCH // n))):
             batch, states, entries = tried.batch, first_id + tried.which, tried.entries
@@ -178,21 +227,28 @@ class _Search:
             new = batch.kept[added]
             self._findings.follow(states[new], entries[new])
             found.add(batch.rows[added], states[new], entries[new])
+            rooms.put(tried.room)
             self._clock()
             if self._report is not None:
                 self._report(c, (tried.which[-1] + 1) / len(level), len(self._findings.found))
-        c.per_level.append(self._keys.count - c.states)
-        c.levels, c.states = c.levels + 1, self._keys.count
-        return self._storage.save(found, {"coverage": _as_facts(c), "findings": self._findings.as_facts()})
+
+
+class _StrayedFrom(Exception):
+    """Elements (``bool[elements]``) in which states of a batch differ from the start though they were held to be fixed."""
+
+    def __init__(self, varies: np.ndarray) -> None:
+        super().__init__()
+        self.varies = varies
 
 
 class _Tried(NamedTuple):
-    """Successors of a part of a level. which: numbers of their states within the level. last: entries by which those were reached."""
+    """Successors of a part of a level. which: numbers of their states within the level. last: entries by which those were reached. room: theirs."""
 
     which: np.ndarray
     entries: np.ndarray
     last: np.ndarray
     batch: Batch
+    room: Room
 
 
 def _as_facts(coverage: Coverage) -> dict[str, Any]:
@@ -201,11 +257,14 @@ def _as_facts(coverage: Coverage) -> dict[str, Any]:
 
 
 def _in_order(pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Results in the order of the items, with a few calls ahead of the one that is looked at."""
+    """Results in the order of the items, with a few calls ahead of the one that is looked at; none is left running if one fails."""
     ahead: list[Future[Any]] = []
-    for item in items:
-        ahead.append(pool.submit(call, item))
-        if len(ahead) > num_cores() + 1:
+    try:
+        for item in items:
+            ahead.append(pool.submit(call, item))
+            if len(ahead) > num_cores() + AHEAD:
+                yield ahead.pop(0).result()
+        while ahead:
             yield ahead.pop(0).result()
-    for future in ahead:
-        yield future.result()
+    finally:
+        wait(ahead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,12 @@ class Findings:
         self._sets = np.zeros(1, np.int64)
         self._more: list[np.ndarray] = []
         self.found: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def copy(self) -> Findings:
+        """What was found so far, apart from what will be."""
+        other = copy(self)
+        other.found, other._more = dict(self.found), list(self._more)
+        return other
 
     def follow(self, states: np.ndarray, entries: np.ndarray) -> None:
         """New states, numbered in this order, and how each was reached."""

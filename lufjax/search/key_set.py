@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ class KeySet:
         new = self._add(keys, self.count)
         self.count += len(new)
         return new
+
+    def converted(self, count: int, width: int, convert: Callable[[np.ndarray], np.ndarray], path: Path | None) -> KeySet:
+        """The first ``count`` keys in another form, under the same numbers; ``convert`` keeps different keys different."""
+        other = KeySet(width, path)
+        for first in range(0, count, START):
+            other.add(convert(self._keys[first : min(first + START, count)]))
+        if other.count != count:
+            raise RuntimeError("keys that differed are equal in another form")
+        return other
 
     def _add(self, keys: np.ndarray, count: int) -> np.ndarray:
         n = len(keys)

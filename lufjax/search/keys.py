@@ -33,15 +33,14 @@ def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bo
     s = _with_anon_renamed(shape, _without_unreadable(shape, s)) if rename else s
     places = _frame_lists(shape, s)
     new = _names(shape.num_frames, places, fast_frames) if rename else jnp.arange(shape.num_frames)
+    old = first_p.bind(new, count=shape.num_frames)
 
     def frames(values: Array, empty: Array | bool = False) -> Array:
         return jnp.where(jnp.asarray(empty) | (values < 0), -1, _pick(new, values))
 
     def rows(values: Array) -> Array:
         """Rows of frames in the order of their new numbers."""
-        if not rename:
-            return values
-        return _pick(values, first_p.bind(new, count=shape.num_frames))
+        return _pick(values, old, inside=True) if rename else values
 
     kind = s.cpu[:, st.GATHER_KIND]
     in_fault, has_range = kind < 0, _has_range(s)
@@ -99,7 +98,7 @@ def _names(count: int, places: list[Array], split: int = 0) -> Array:
 
 def _without_unreadable(shape: MachineShape, s: MachineState) -> MachineState:
     """Contents forgotten of frames that are free or on the way to it and that no live TLB entry maps: they are overwritten before any use."""
-    mapped = _maps(shape, s, s.tlb1) | _maps(shape, s, s.tlb2)
+    mapped = _maps(shape, s, s.tlb1) if has_room(shape) else _maps(shape, s, s.tlb1) | _maps(shape, s, s.tlb2)
     state = s.frame[:, st.STATE]
     is_dead = ~mapped & (state != st.USED_STATE) & (state != st.IN_BATCH)
     forgotten = {st.CONTENT: jnp.where(is_dead, st.NOTHING, s.frame[:, st.CONTENT]), st.VERSION: jnp.where(is_dead, 0, s.frame[:, st.VERSION])}
@@ -127,11 +126,13 @@ def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
     free = jnp.where(jnp.arange(count) < st.scalar(s, "anon_top"), s.anon_pool, -1)
     new = _names(count, [s.page[:, st.BACKING] - files, promised - files, jnp.stack([free[i] for i in range(count - 1, -1, -1)]) - files])
 
+    old = first_p.bind(new, count=count)
+
     def named(values: Array) -> Array:
         return jnp.where(values >= files, files + _pick(new, values - files), values)
 
     def rows(values: Array) -> Array:
-        return _pick(values, first_p.bind(new, count=count))
+        return _pick(values, old, inside=True)
 
     promise = s.page[:, st.PROMISE]
     columns = {st.BACKING: named(s.page[:, st.BACKING]), st.PROMISE: jnp.where((promise & 1) > 0, named(promise >> 2) * 4 + (promise & 3), promise)}
@@ -144,9 +145,9 @@ def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
     )  # fmt: skip
 
 
-def _pick(table: Array, index: Array) -> Array:
-    """``table[index]``; 0 for an index outside."""
-    return pick_p.bind(table.astype(jnp.int32), index)
+def _pick(table: Array, index: Array, *, inside: bool = False) -> Array:
+    """``table[index]``; 0 for an index outside, of which there must be none with ``inside``."""
+    return pick_p.bind(table.astype(jnp.int32), index, inside=inside)
 
 
 def _ring(ring: Array, head: Array, count: Array, length: int) -> Array:

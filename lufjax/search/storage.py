@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,24 @@ import numpy as np
 
 STEP = np.dtype([("state", np.int64), ("entry", np.int32)])
 """How a state was reached first: from which state, by which entry."""
-KEYS, STEPS, NEXT, CHECKPOINT = "keys.bin", "steps.bin", "next.bin", "checkpoint.json"
+STEPS, NEXT, CHECKPOINT = "steps.bin", "next.bin", "checkpoint.json"
 SMALL = 512
 """Rows below which a block is put together with the next."""
 
 
 class Level:
-    """States that are followed together: blocks of rows, and the entry by which each was reached (-1 for the start)."""
+    """States that are followed together: blocks of rows, and the entry by which each was reached (-1 for the start).
 
-    def __init__(self, blocks: list[np.ndarray], last: np.ndarray) -> None:
-        self._blocks, self._last = blocks, last
+    Args:
+        form: what makes the rows that are handed out from those in the blocks.
+    """
+
+    def __init__(self, blocks: list[np.ndarray], last: np.ndarray, form: Callable[[np.ndarray], np.ndarray] = np.asarray) -> None:
+        self._blocks, self._last, self._form = blocks, last, form
+
+    def in_form(self, form: Callable[[np.ndarray], np.ndarray]) -> Level:
+        """The same states in rows that are made of those of this level."""
+        return Level(self._blocks, self._last, lambda rows: form(self._form(rows)))
 
     def __len__(self) -> int:
         return len(self._last)
@@ -32,13 +40,13 @@ class Level:
         for block in self._blocks:
             for start in range(0, len(block), most):
                 rows = block[start : start + most]
-                yield first + start, rows, self._last[first + start : first + start + len(rows)]
+                yield first + start, self._form(rows), self._last[first + start : first + start + len(rows)]
             first += len(block)
 
     def sample(self, most: int) -> np.ndarray:
         """Some rows of all over the level."""
         share = max(1, len(self) // most)
-        return np.concatenate([block[::share] for block in self._blocks])[:most] if len(self) else np.zeros((0, 0), np.int32)
+        return self._form(np.concatenate([block[::share] for block in self._blocks])[:most])
 
 
 class Storage:
@@ -52,10 +60,9 @@ class Storage:
         self._directory = directory
         self._steps = [np.zeros(0, STEP)]
 
-    @property
-    def keys_path(self) -> Path | None:
-        """File for the keys."""
-        return None if self._directory is None else self._directory / KEYS
+    def keys_path(self, form: int) -> Path | None:
+        """File for the keys in their ``form``-th form."""
+        return None if self._directory is None else self._directory / f"keys_{form}.bin"
 
     def writer(self) -> LevelWriter:
         """A level that is about to be found."""
@@ -89,23 +96,30 @@ class Storage:
         draft.write_text(json.dumps(dict(facts)))
         os.replace(draft, self._directory / CHECKPOINT)
         (self._directory / f"level_{number - 1}.bin").unlink(missing_ok=True)
+        for path in self._directory.glob("keys_*.bin"):
+            if path != self.keys_path(facts["form"]):
+                path.unlink()
         return Level(blocks, steps["entry"])
 
     def clear(self) -> None:
         """Remove what a later search would go on from."""
         if self._directory is not None:
-            for path in [*(self._directory / name for name in (KEYS, STEPS, NEXT, CHECKPOINT)), *self._directory.glob("level_*.bin")]:
+            for path in [*(self._directory / name for name in (STEPS, NEXT, CHECKPOINT)), *self._directory.glob("*_*.bin")]:
                 path.unlink(missing_ok=True)
 
-    def load(self, width: int) -> tuple[dict[str, Any], Level] | None:
-        """Facts and states of the last finished level, if there is one."""
+    def facts(self) -> dict[str, Any] | None:
+        """What was saved with the last finished level, if there is one."""
         if self._directory is None or not (self._directory / CHECKPOINT).exists():
             return None
-        facts = json.loads((self._directory / CHECKPOINT).read_text())
+        return json.loads((self._directory / CHECKPOINT).read_text())
+
+    def load(self, facts: Mapping[str, Any], width: int) -> Level:
+        """The states of the last finished level, with ``width`` elements in a row."""
+        assert self._directory is not None
         steps = np.fromfile(self._directory / STEPS, STEP, facts["coverage"]["states"] - 1)
         self._steps = [steps]
         rows = _rows(self._directory / f"level_{facts['coverage']['levels']}.bin", width)
-        return facts, Level([rows], steps["entry"][len(steps) - len(rows) :])
+        return Level([rows], steps["entry"][len(steps) - len(rows) :])
 
 
 class LevelWriter:
@@ -116,6 +130,11 @@ class LevelWriter:
         self._rows: list[np.ndarray] = []
         self._steps: list[np.ndarray] = [np.zeros(0, STEP)]
         self._width = 0
+
+    def drop(self) -> None:
+        """Not to be finished."""
+        if self._file is not None:
+            self._file.close()
 
     def add(self, rows: np.ndarray, states: np.ndarray, entries: np.ndarray) -> None:
         """More states."""

@@ -16,7 +16,7 @@ from lufjax.events import Violation
 from lufjax.presets import config_dir, load_policy, policy_words
 from lufjax.scenario import play
 from lufjax.scenario_file import load_scenario
-from lufjax.search import exhaustive
+from lufjax.search import exhaustive, storage
 from lufjax.search.alphabet import Alphabet, load_alphabet
 from lufjax.search.exhaustive import Limits, explore
 from lufjax.search.storage import Storage
@@ -119,6 +119,30 @@ def test_nothing_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts.coverage.per_level == whole.coverage.per_level
     assert (parts.coverage.pairs == whole.coverage.pairs).all()
     assert {(f.kind, len(f.entries)) for f in parts.findings} == {(f.kind, len(f.entries)) for f in whole.findings}
+
+
+@pytest.mark.parametrize(("name", "policy", "levels"), [("tiny", "luf_naive", 6), ("pair", "luf_v10", 7), ("migrate", "luf_v12", 6)])
+def test_nothing_depends_on_short_keys(name: str, policy: str, levels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and rows of what varied so far, made wider when more does; in memory, and on disk with an interrupt."""
+    whole = explore(alphabet_of(name), load_policy(policy), Limits(levels=levels))
+    real, widened = exhaustive._Search._specialise, list[int]()
+
+    def specialise(self: exhaustive._Search, varies: np.ndarray, level: storage.Level) -> storage.Level:
+        widened.append(int(varies.sum()))
+        return real(self, varies, level)
+
+    monkeypatch.setattr(exhaustive, "SPECIALISE", 100)
+    monkeypatch.setattr(exhaustive._Search, "_specialise", specialise)
+    short = explore(alphabet_of(name), load_policy(policy), Limits(levels=levels), machine=whole.machine)
+    explore(alphabet_of(name), load_policy(policy), Limits(levels=levels - 1), storage=Storage(tmp_path), machine=whole.machine)
+    on_disk = explore(alphabet_of(name), load_policy(policy), Limits(levels=levels), storage=Storage(tmp_path), machine=whole.machine)
+    assert len(widened) > 3, "keys were made shorter, and then wider again"
+    assert widened[1] > widened[0]
+    for result in (short, on_disk):
+        assert result.coverage.per_level == whole.coverage.per_level
+        assert (result.coverage.pairs == whole.coverage.pairs).all()
+        assert result.coverage.violating == whole.coverage.violating
+        assert result.findings == whole.findings
 
 
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:

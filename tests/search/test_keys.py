@@ -14,7 +14,7 @@ from lufjax.policy import CHOICES, FlushPolicy
 from lufjax.presets import config_dir, load_policy
 from lufjax.search import keys, symmetry
 from lufjax.search.alphabet import Alphabet, load_alphabet
-from lufjax.search.successors import Batch, Machine
+from lufjax.search.successors import Batch, Machine, Strayed
 from tests.oracle.policies import random_policy
 
 MACHINES = sorted(path.stem for path in (config_dir() / "explore").glob("*.yaml") if path.stem != "small")
@@ -79,6 +79,40 @@ def test_equal_keys_have_equal_futures(name: str, reduced: bool) -> None:
         pairs, wrong = disagreements(machine.with_policy(load_policy(policy)), seed)
         assert pairs > 100
         assert not wrong, policy
+
+
+@pytest.mark.parametrize("name", ["tiny", "pair", "fork", "migrate"])
+def test_what_is_left_out_as_unchanged_has_the_key_of_the_state_before(name: str) -> None:
+    machine = Machine(alphabet_of(name), load_policy("luf_v10"), LENGTH + 2, symmetry=True)
+    rng, left_out = np.random.default_rng(3), 0
+    for rows in random_states(machine, 3):
+        which, entries = np.arange(len(rows)), rng.integers(0, len(machine.alphabet.rows), len(rows))
+        whole, changed = machine.after(rows, which, entries), machine.after(rows, which, entries, every=False)
+        assert (whole.outcomes == changed.outcomes).all()
+        is_changed = np.isin(whole.kept, changed.kept)
+        assert (whole.kept[is_changed] == changed.kept).all()
+        assert (whole.rows[is_changed] == changed.rows).all()
+        assert (whole.keys[~is_changed] == machine.keys(rows)[whole.kept[~is_changed]]).all()
+        left_out += int((~is_changed).sum())
+    assert left_out > 100
+
+
+def test_an_element_that_was_held_to_be_fixed_is_found_out() -> None:
+    machine = Machine(alphabet_of("tiny"), load_policy("luf_v10"), LENGTH + 2, symmetry=True)
+    met = np.concatenate(list(random_states(machine, 4)))
+    varies = (met != machine.start).any(0)
+    short = machine.with_varying(varies)
+    assert short.key_width < machine.key_width
+    assert (short.keys_from(machine, machine.keys(met)) == short.keys(short.rows_of(met))).all()
+    assert (machine.keys_from(short, short.keys(short.rows_of(met))) == machine.keys(met)).all()
+    frames = machine.column("frame")
+    fewer = varies.copy()
+    fewer[frames] = False
+    with pytest.raises(Strayed):
+        machine.with_varying(fewer).rows_of(met)
+    n = len(machine.alphabet.rows)
+    with pytest.raises(Strayed):
+        machine.with_varying(fewer).after(machine.with_varying(fewer).start, np.zeros(n), np.arange(n))
 
 
 def test_a_policy_of_random_rules_has_them_too() -> None:
