@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
         cases = {policy: measure(alphabet, policy, repeats, Path(directory)) for policy in policies}
     tools = {name: _first_line(name, option) for name, option in (("spin", "-V"), ("cc", "--version"))}
     config = {"machine": alphabet.scenario.path.stem, "repeats": repeats, "flags": [OPTIMISE, *spin.FLAGS], "table": TABLE}
-    print(json.dumps({"device": device_facts(), "versions": versions() | tools, "config": config, "cases": cases}, indent=1))
+    print(json.dumps({"device": device_facts("native"), "versions": versions() | tools, "config": config, "cases": cases}, indent=1))
     return 0
 
 

@@ -107,6 +107,10 @@ def explore(
     return _Search(machine.with_policy(policy), limits, storage or Storage(None), report).run()
 
 
+RINGS = ("free_ring", "slow_ring", "pcp_ring", "quarantine")
+"""Arrays of the state whose slots are used in turn."""
+
+
 class _Search:
     def __init__(self, machine: Machine, limits: Limits, storage: Storage, report: Report | None) -> None:
         self._limits, self._storage, self._report, self._general, self._machine = limits, storage, report, machine, machine
@@ -166,8 +170,7 @@ class _Search:
         """All successors of a level; those not seen before are the next one."""
         self._samples.append(self._machine.whole(level.sample(SAMPLE)))
         if self._machine is self._general and self._coverage.transitions >= SPECIALISE:
-            varies = [(rows != self._machine.start).any(0) for _, rows, _ in level.parts(BATCH)]
-            level = self._specialise(np.any([*varies, *((rows != self._general.start).any(0) for rows in self._samples)], axis=0), level)
+            level = self._specialise(self._varied(level), level)
         while True:
             before, found = (deepcopy(self._coverage), self._findings.copy()), self._storage.writer()
             try:
@@ -183,6 +186,15 @@ class _Search:
         c.levels, c.states = c.levels + 1, self._keys.count
         varies = None if self._machine is self._general else np.flatnonzero(self._machine.varies).tolist()
         return self._storage.save(found, {"coverage": _as_facts(c), "findings": self._findings.as_facts(), "form": self._form, "varies": varies})
+
+    def _varied(self, level: Level) -> np.ndarray:
+        """``bool[elements]``: what differs from the start in a level or in the samples of those before; a ring, which fills slot by slot, whole."""
+        seen = [*self._samples, *(rows for _, rows, _ in level.parts(BATCH))]
+        varies = np.any([(rows != self._general.start).any(0) for rows in seen], axis=0)
+        rings = np.zeros_like(varies)
+        for name in RINGS:
+            rings[self._general.column(name)] = True
+        return varies | self._general.arrays_of(varies & rings)
 
     def _specialise(self, varies: np.ndarray, level: Level) -> Level:
         """Go on with keys and rows of what varies: the keys of all states and the rows of the level that is next to be followed."""
