@@ -1414,6 +1414,7 @@ static bool may_fork(const struct machine *M, int m, int v, int child) {
 static bool page_event(struct machine *M, int c, int op, int v, int arg, int32_t repeat) {
     struct gather *gather = &M->cpu[c].gather;
     if (!may_map(M, c, !is_shared_kind(op)) || (gather->kind && gather->kind != op)) return false;
+    if (is_shared_kind(gather->kind) && v < gather->ve) return false;
     int m = M->cpu[c].loaded;
     struct page *page = &M->page[m * M->num_vpns + v];
     const struct page *to = &M->page[m * M->num_vpns + (op == MREMAP ? arg : v)];

@@ -97,7 +97,9 @@ def _enter(m: Draft, enabled: Array, row: Array, is_visited: Array) -> Array:
     other_excl = row[st.EXCL] - ((kind > 0) & ~locks_for_reading(kind)).astype(jnp.int32)
     other_shared = row[st.GATHERS] - row[st.EXCL] - locks_for_reading(kind).astype(jnp.int32)
     fits = jnp.where(is_mmap, kind == 0, (kind == 0) | (kind == m.op))
-    allowed = (m.cpu_row[st.LAZY] == 0) & (other_excl == 0) & fits & (reads | (other_shared == 0))
+    gather = m.get("gather", m.c)
+    walks_on = (kind == 0) | ~reads | (m.v >= gather[st.VE])
+    allowed = (m.cpu_row[st.LAZY] == 0) & (other_excl == 0) & fits & (reads | (other_shared == 0)) & walks_on
     m.disabled(enabled & ~allowed)
     todo = enabled & allowed
 
@@ -105,7 +107,6 @@ def _enter(m: Draft, enabled: Array, row: Array, is_visited: Array) -> Array:
     opens = joins & (kind == 0)
     m.put("cpu", (m.c, st.GATHER_KIND), m.op, opens)
     m.add("mm", (m.m, slice(st.GATHERS, st.EXCL + 1)), jnp.stack([jnp.int32(1), (~reads).astype(jnp.int32)]), opens)
-    gather = m.get("gather", m.c)
     start = jnp.where(opens, m.v, jnp.minimum(gather[st.VS], m.v))
     end = jnp.where(opens, m.v + 1, jnp.maximum(gather[st.VE], m.v + 1))
     rest = jnp.where(opens, 0, gather[st.CLEARED : st.NUM_HELD + 1])

@@ -173,6 +173,8 @@ class _Walk:
             gather = self.gather[cpu] = (op, process, set())
         if gather[0] != op:
             self.fail(row, "op", f"a gather of kind {Op(gather[0]).name} is open")
+        if op in _SHARED and gather[2] and vpn <= max(gather[2]):
+            self.fail(row, "vpn", f"page of a call that has come to page {max(gather[2])}; it goes upwards")
         gather[2].add(vpn)
         if max(gather[2]) - min(gather[2]) >= self.trace.attrs["gather_slots"]:
             self.fail(row, "vpn", f"gather that spans more than gather_slots={self.trace.attrs['gather_slots']} pages")

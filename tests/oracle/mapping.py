@@ -34,6 +34,8 @@ def page_event(s: State, n: Counts, c: int, op: int, v: int, arg: int, repeat: i
         return False
     m = s.cpus[c].loaded
     page = s.page(m, v)
+    if op in SHARED_KINDS and s.cpus[c].gather is not None and v < s.cpus[c].gather.ve:
+        return False
     if op == MREMAP and page.vma is not None and (s.page(m, arg).vma is not None or s.page(m, arg).promise.mapped):
         return False
     if op == FORK and not _may_fork(s, m, v, arg):

@@ -331,6 +331,16 @@ def test_a_cpu_between_the_halves_does_nothing_else(row: tuple[int, ...], is_ena
 
 
 @pytest.mark.parametrize(("rows", "is_enabled"), [
+    ([(0, DONTNEED, 1), (0, DONTNEED, 1)], False), ([(0, DONTNEED, 1), (0, DONTNEED, 0)], False), ([(0, DONTNEED, 0), (0, DONTNEED, 1)], True),
+    ([(0, DONTNEED, 1), (1, DONTNEED, 1)], True), ([(0, DONTNEED, 1), (0, FINISH), (0, DONTNEED, 1)], True),
+    ([(0, MADVISE_FREE, 0), (0, MADVISE_FREE, 0)], False), ([(0, MUNMAP, 1), (0, MUNMAP, 0)], True),
+])  # fmt: skip
+def test_a_call_that_lets_others_fault_goes_upwards(rows: list[tuple[int, ...]], is_enabled: bool) -> None:
+    oracle = scenario.run(scenario.machine({0: (ANON_RW, -1), 1: (SHARED_RO, 1)}), rows)
+    assert oracle.counters()["events_disabled"] == (not is_enabled)
+
+
+@pytest.mark.parametrize(("rows", "is_enabled"), [
     ([(0, LOAD, 0), (0, FAULT_INSTALL, 0, 0)], False), ([(0, LOAD, 0), (0, FAULT_INSTALL, 0, 1)], True),
     ([(0, LOAD, 0), (1, FAULT_INSTALL, 0, 0)], False),
     ([*OWING, (1, FAULT_INSTALL, 0, 0)], False), ([*OWING, (0, FAULT_INSTALL, 0, 0)], True), ([*OWING, (1, FAULT_INSTALL, 0, 1)], True),

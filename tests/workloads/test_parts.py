@@ -98,6 +98,15 @@ def test_the_validator_follows_the_end_of_a_file():
         check_trace(replace(trace, events=np.concatenate([np.array(rows[:1], np.int32), trace.events])))
 
 
+def test_the_validator_lets_madvise_go_upwards_only():
+    trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
+    low, high, finish = (0, Op.MADVISE_DONTNEED, 0, 0, 0), (0, Op.MADVISE_DONTNEED, 1, 0, 0), (0, Op.GATHER_FINISH, 0, 0, 0)
+    check_trace(replace(trace, events=np.array([low, high, finish, low, finish], np.int32)))
+    for second in (low, high):
+        with pytest.raises(ValueError, match="come to page 1; it goes upwards"):
+            check_trace(replace(trace, events=np.array([high, second, finish], np.int32)))
+
+
 def test_the_validator_follows_a_page_that_moves():
     trace = build("churn", {}, num_cpus=2, seed=0, num_events=2000)
     mapped, empty = np.flatnonzero(trace.page_vma[0] >= 0)[0], np.flatnonzero(trace.page_vma[0] < 0)[0]
