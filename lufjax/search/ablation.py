@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lufjax.policy import CHOICES, from_words
+from lufjax.policy import RANGES, from_words
 from lufjax.scenario_file import entry_of
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.exhaustive import Limits, Result, explore
 from lufjax.search.hazards import NAMES, hazard_of
-from lufjax.search.rules import deciding_rules
+from lufjax.search.rules import TRIED, deciding_rules
 from lufjax.search.successors import Machine
 
 TIMED = {("gather_flush", "ticks"), ("mask_on_switch", "keep")}
 """Words that an exhaustive search cannot follow."""
+NARROW = {"gen_bits": RANGES["gen_bits"][:1]}
+"""Numbers that are replaced by the smallest one only, and looked for on every machine."""
 OPEN, NEVER = "decides, no violation", "decides nothing"
 
 
@@ -33,7 +35,7 @@ class Ablation:
     """
 
     rule: str
-    word: str
+    word: str | int
     outcome: str
     hazard: str
     machine: str
@@ -54,26 +56,26 @@ def ablate(alphabets: Sequence[Alphabet], words: Mapping[str, Any], states: int)
         ValueError: the policy depends on time.
     """
     policy, limits = from_words(dict(words)), Limits(states=states)
-    paired = policy._replace(buddy_merge=1)
     machines = {a.scenario.name: Machine(a, policy, limits.levels, symmetry=True).with_policy(policy) for a in alphabets}
     base = {a.scenario.name: explore(a, policy, limits, machine=machines[a.scenario.name]) for a in alphabets}
     deciding = {name: deciding_rules(machines[name], policy, result.samples) for name, result in base.items()}
-    pairs = {a.scenario.name: Machine(a, paired, limits.levels, symmetry=True) for a in alphabets} if not policy.buddy_merge else {}
     found = []
-    for rule, choices in CHOICES.items():
+    for rule, choices in (TRIED | NARROW).items():
         for word in choices:
             if word == words[rule] or (rule, word) in TIMED:
                 continue
-            other = from_words({**words, rule: word})
-            used = machines if next(iter(machines.values())).can_have(other) else pairs
-            decides = [a for a in alphabets if used is pairs or word in deciding[a.scenario.name][rule]]
+            other, used, decides = from_words({**words, rule: word}), machines, list(alphabets)
+            if next(iter(machines.values())).can_have(other):
+                decides = [a for a in alphabets if word in deciding[a.scenario.name][rule]]
+            else:
+                used = {a.scenario.name: Machine(a, other, limits.levels, symmetry=True) for a in alphabets}
             found.append(_one(rule, word, decides, other, used, base, states))
             print(f"lufjax: {rule}={word}: {found[-1].outcome}", file=sys.stderr, flush=True)
     return base, found
 
 
 def _one(
-    rule: str, word: str, alphabets: Sequence[Alphabet], policy: Any, machines: Mapping[str, Machine], base: Mapping[str, Result], states: int
+    rule: str, word: str | int, alphabets: Sequence[Alphabet], policy: Any, machines: Mapping[str, Machine], base: Mapping[str, Result], states: int
 ) -> Ablation:  # fmt: skip
     """The shortest new violation over the machines where the rule decides something, to the depth of the policy's own search."""
     covered, best = 0, None

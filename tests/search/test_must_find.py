@@ -13,6 +13,7 @@ from lufjax.search.ablation import NEVER, OPEN, ablate
 from lufjax.search.alphabet import load_alphabet
 from lufjax.search.exhaustive import Limits, Result, explore
 from lufjax.search.hazards import hazard_of, is_bounded
+from lufjax.search.rules import deciding_rules
 
 MUST_FIND = [
     ("luf_naive", "tiny", "H1", "MAPPING", 5),
@@ -97,6 +98,13 @@ def test_ablation_names_the_rules_that_close_something() -> None:
     assert by["flush_dirty", "off"].outcome == "LOST_STORE"
     assert by["transport", "broadcast"].outcome == NEVER
     assert by["absorb", "on"].outcome in (NEVER, OPEN)
+    assert by["gen_bits", 2].outcome == OPEN
+
+
+def test_a_number_decides_something_too() -> None:
+    alphabet, policy = load_alphabet(config_dir() / "explore" / "tiny.yaml"), from_words(policy_words("linux"))
+    result = explore(alphabet, policy, Limits(states=2000))
+    assert deciding_rules(result.machine, policy, result.samples)["flush_ceiling"] == [0]
 
 
 def test_the_ablate_command(capsys: pytest.CaptureFixture[str]) -> None:
