@@ -108,7 +108,8 @@ def simulate(
     trace_index = np.asarray(trace_index, np.int32)
     _check_arguments(shape, traces, trace_index, sample_points)
     has_slow = bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())
-    program = rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])}, has_slow=has_slow)
+    ops = {int(op) for trace in traces for op in np.flatnonzero(np.bincount(trace.events[:, OP]))}
+    program = rollout.program_for(ops, has_slow=has_slow)
     runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
     job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, strip, progress)
     starts = range(0, len(trace_index), runner.block)
@@ -126,13 +127,12 @@ def simulate(
 
 def pack_traces(shape: MachineShape, traces: Sequence[Trace], points: Sequence[int] | None) -> np.ndarray:
     """``int32[num_traces, rows, 4]``: packed events, behind them their records of what can be passed over between ``points`` (None: nothing is)."""
-    rows = rollout.pack_events(np.stack([trace.events for trace in traces]))
-    if points is None:
-        return rows
-    num_events = rows.shape[1]
-    packed = np.zeros((len(traces), 2 * num_events + 1, 4), np.int32)
-    packed[:, :num_events] = rows
+    num_events = traces[0].num_events
+    packed = np.zeros((len(traces), num_events if points is None else 2 * num_events + 1, 4), np.int32)
     for trace, part in zip(traces, packed, strict=True):
+        part[:num_events] = rollout.pack_events(trace.events)
+        if points is None:
+            continue
         write_records(part[num_events:], trace.events, trace.num_vpns, shape.l1, points)
         begins = np.flatnonzero(part[num_events:-1, 1])
         part[begins, 2] = num_events + begins

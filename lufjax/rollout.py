@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from lufjax import state as st
-from lufjax.events import CPU, OP, VPN, MicroOp, Op
+from lufjax.events import MicroOp, Op
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import (  # fmt: skip
     GROUPS,
@@ -231,9 +231,9 @@ def advance(
 def pack_events(events: np.ndarray) -> np.ndarray:
     """Rows ``(cpu, op, vpn, arg, repeat)`` -> ``int32[..., 4]`` (op + 256 cpu, vpn, arg, repeat); ``arg`` of an access is 0."""
     packed = np.empty((*events.shape[:-1], 4), np.int32)
-    packed[..., 0] = events[..., OP] + events[..., CPU] * 256
-    packed[..., 1:] = events[..., VPN:]
-    packed[..., 2] *= (events[..., OP] != Op.LOAD) & (events[..., OP] != Op.STORE)
+    cpu, op, vpn, arg, repeat = np.ascontiguousarray(np.moveaxis(events, -1, 0))
+    packed[..., 0], packed[..., 1], packed[..., 3] = op + cpu * 256, vpn, repeat
+    packed[..., 2] = arg * ((op != Op.LOAD) & (op != Op.STORE))
     return packed
 
 
