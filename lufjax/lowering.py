@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jax.core import ShapedArray
@@ -49,6 +49,20 @@ def _constant(value: Any, dtype: Any) -> ir.Constant:
     return ir.Constant(_type(dtype), int(value) if dtype == np.bool_ else int(np.int64(value)) & 0xFFFFFFFF)
 
 
+class Name(str):
+    """The name of a value of a flattened jaxpr."""
+
+    __slots__ = ()
+
+
+class Step(NamedTuple):
+    """An equation, what it takes (names, or arrays of constants) and the names of what it makes."""
+
+    eqn: Any
+    ins: list[Any]
+    outs: list[Any]
+
+
 class Memory(Protocol):
     """Where the arrays of a machine are. ``index``: the type of offsets."""
 
@@ -78,41 +92,56 @@ class Lowering:
         return self._pointers[array]
 
     def run(self, closed: ClosedJaxpr, finish: Callable[[list[np.ndarray]], None]) -> None:
-        """Translate a closed jaxpr without arguments; ``finish`` takes its results and ends the block, once for each way through the splits."""
-        consts = [_elements(np.asarray(c), np.asarray(c).dtype) for c in closed.consts]
-        self._run(closed.jaxpr, 0, dict(zip(closed.jaxpr.constvars, consts, strict=True)), finish)
+        """Translate a closed jaxpr without arguments; ``finish`` takes its results and ends the block, once for each way through the splits.
 
-    def _run(self, jaxpr: Any, first: int, known: dict[Any, np.ndarray], finish: Callable[[list[np.ndarray]], None]) -> None:
-        for number, eqn in enumerate(jaxpr.eqns[first:], first):
-            args = [_value(atom, known) for atom in eqn.invars]
-            condition = args[0].item() if eqn.primitive is split_p else None
-            if condition is None or isinstance(condition, ir.Constant):
-                known.update(zip(eqn.outvars, args if condition is not None else self._equation(eqn, args), strict=True))
+        A value is emitted where it is first needed: before a split only what its condition depends on, the rest on the ways that use it.
+        """
+        results: list[Any] = []
+        steps = list(_flatten(closed.jaxpr, closed.consts, [], "", results))
+        self._run([step for step in steps if step.eqn.primitive is split_p], {out: step for step in steps for out in step.outs}, {}, results, finish)
+
+    def _run(
+        self, splits: list[Step], made_by: dict[Any, Step], known: dict[Any, np.ndarray], results: list[Any],
+        finish: Callable[[list[np.ndarray]], None],
+    ) -> None:  # fmt: skip
+        for number, split in enumerate(splits):
+            condition = self._force(split.ins, made_by, known)[0].item()
+            if isinstance(condition, ir.Constant):
                 continue
-            yes, no = (self.builder.append_basic_block(f"split_{number}") for _ in range(2))
+            yes, no = (self.builder.append_basic_block("split") for _ in range(2))
             self.builder.cbranch(condition, yes, no)
             pointers, loaded = self._pointers, self.loaded
             for block, value in ((yes, True), (no, False)):
                 self.builder.position_at_end(block)
                 self._pointers, self.loaded = dict(pointers), dict(loaded)
-                self._run(jaxpr, number + 1, known | {eqn.outvars[0]: _elements(np.asarray(value), np.dtype(bool))}, finish)
+                decided = known | {split.outs[0]: _elements(np.asarray(value), np.dtype(bool))}
+                self._run(splits[number + 1 :], made_by, decided, results, finish)
             return
-        finish([_value(atom, known) for atom in jaxpr.outvars])
+        finish(self._force(results, made_by, known))
 
-    def _call(self, jaxpr: Any, consts: list[np.ndarray], args: list[np.ndarray]) -> list[np.ndarray]:
-        known: dict[Any, np.ndarray] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-        for eqn in jaxpr.eqns:
-            outs = self._equation(eqn, [_value(atom, known) for atom in eqn.invars])
-            known.update(zip(eqn.outvars, outs, strict=True))
-        return [_value(atom, known) for atom in jaxpr.outvars]
+    def _force(self, wanted: list[Any], made_by: dict[Any, Step], known: dict[Any, np.ndarray]) -> list[np.ndarray]:
+        """Values, with all that they depend on and that is not ``known`` yet emitted here."""
+        open_ = [atom for atom in reversed(wanted) if isinstance(atom, Name)]
+        while open_:
+            name = open_[-1]
+            if name in known:
+                open_.pop()
+                continue
+            step = made_by[name]
+            needed = _needed(step, known)
+            missing = [atom for atom in needed if isinstance(atom, Name) and atom not in known]
+            if missing:
+                open_.append(missing[0])
+                continue
+            args = [known[atom] if isinstance(atom, Name) else atom for atom in needed]
+            if len(needed) < len(step.ins):
+                known[name] = np.broadcast_to(args[-1], step.eqn.outvars[0].aval.shape)
+            else:
+                known.update(zip(step.outs, args if step.eqn.primitive is split_p else self._equation(step.eqn, args), strict=True))
+        return [known[atom] if isinstance(atom, Name) else atom for atom in wanted]
 
     def _equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         name, params = eqn.primitive.name, eqn.params
-        if "jaxpr" in params and name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
-            inner = params["jaxpr"]
-            consts = [_elements(np.asarray(c), np.asarray(c).dtype) for c in inner.consts]
-            return self._call(inner.jaxpr, consts, args)
         if name == "read":
             return [self._read(args, **params)]
         if name == "pick":
@@ -251,8 +280,43 @@ class Lowering:
         return b.gep(self.pointer(array), [total], inbounds=True)
 
 
-def _value(atom: Any, known: dict[Any, np.ndarray]) -> np.ndarray:
-    return _elements(np.asarray(atom.val), np.asarray(atom.val).dtype) if isinstance(atom, Literal) else known[atom]
+def _needed(step: Step, known: Mapping[Any, np.ndarray]) -> list[Any]:
+    """What an equation takes, as far as is known yet; if not all, the last one is its result: of a choice the chosen, of AND and OR what decides."""
+    name, ins = step.eqn.primitive.name, step.ins
+    if name == "select_n":
+        chosen = _constant_of(ins[0], known)
+        return ins if chosen is None else [ins[0], ins[1 + chosen]]
+    if name in ("and", "or") and step.eqn.outvars[0].aval.dtype == np.bool_:
+        deciding = [atom for atom in ins if _constant_of(atom, known) == (name == "or")]
+        return deciding[:1] or ins
+    return ins
+
+
+def _constant_of(atom: Any, known: Mapping[Any, np.ndarray]) -> int | None:
+    """The number that all elements of a value are, if that is known."""
+    flat = list((known.get(atom, np.zeros(0, object)) if isinstance(atom, Name) else atom).ravel())
+    return _number(flat[0]) if flat and all_equal(flat) else None
+
+
+def _flatten(jaxpr: Any, consts: Sequence[Any], args: list[Any], prefix: str, results: list[Any]) -> Iterator[Step]:
+    """The equations of a jaxpr, those of called ones in their place; names of values are made unique by ``prefix``. ``results`` is filled."""
+    known: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
+    known.update((var, _elements(np.asarray(c), np.asarray(c).dtype)) for var, c in zip(jaxpr.constvars, consts, strict=True))
+
+    def atom_of(atom: Any) -> Any:
+        return _elements(np.asarray(atom.val), np.asarray(atom.val).dtype) if isinstance(atom, Literal) else known[atom]
+
+    for number, eqn in enumerate(jaxpr.eqns):
+        ins: list[Any] = [atom_of(atom) for atom in eqn.invars]
+        outs: list[Any] = []
+        if "jaxpr" in eqn.params and eqn.primitive.name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
+            inner = eqn.params["jaxpr"]
+            yield from _flatten(inner.jaxpr, inner.consts, ins, f"{prefix}{number}.", outs)
+        else:
+            outs = [Name(f"{prefix}{number}:{place}") for place in range(len(eqn.outvars))]
+            yield Step(eqn, ins, outs)
+        known.update(zip(eqn.outvars, outs, strict=True))
+    results.extend(atom_of(atom) for atom in jaxpr.outvars)
 
 
 def _dynamic_sizes(pattern: Any, size: Any) -> list[int]:

@@ -35,18 +35,30 @@ def tag_of(mm: Array, vpn: Array) -> Array:
 def is_live(row: Array, flushed_at: Array) -> Array:
     """``bool[ways]``: holds an entry that no flush removed. ``flushed_at`` is ``int32[num_processes]`` of the row's CPU."""
     tag, filled = row[:, st.TAG], row[:, st.FILLED]
-    process = jnp.maximum(tag, 0) >> st.TAG_SHIFT
+    process = tag >> st.TAG_SHIFT
     num_processes = flushed_at.shape[0]
     if num_processes <= 8:
-        stamp = sum(jnp.where(process == p, flushed_at[p], 0) for p in range(num_processes))
+        stamp = flushed_at[0]
+        for p in range(1, num_processes):
+            stamp = jnp.where(process == p, flushed_at[p], stamp)
     else:
         stamp = flushed_at.at[process].get(mode="clip")
     return (tag >= 0) & (filled >= stamp)
 
 
+def matches(row: Array, tag: Array, flushed_at: Array) -> Array:
+    """``bool[ways]``: holds the entry ``tag``, of a process whose entries on this CPU were last flushed at ``flushed_at``."""
+    return (row[:, st.TAG] == tag) & (row[:, st.FILLED] >= flushed_at)
+
+
 def pick(row: Array, match: Array) -> Array:
     """The entry where ``match``; at most one way matches."""
     return jnp.where(match[:, None], row, 0).sum(0, dtype=jnp.int32)
+
+
+def way_of(match: Array) -> Array:
+    """The way where ``match``, 0 if there is none."""
+    return jnp.where(match, jnp.arange(match.shape[0], dtype=jnp.int32), 0).sum(dtype=jnp.int32)
 
 
 def victim(geometry: TlbGeometry, row: Array, live: Array, match: Array) -> Array:

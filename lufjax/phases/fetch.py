@@ -66,20 +66,21 @@ def pass_over(m: Draft, enabled: Array) -> Array:
 
 def access(m: Draft, enabled: Array) -> Array:
     """LOAD or STORE up to the fault: L1, L2, walk. Returns whether it ran, and through no stale entry."""
+    flushed_at = m.get("cpu_mm", m.c)[:, st.FLUSHED_AT]
+    tag, flushed_here = tlb.tag_of(m.m, m.v), m.get("cpu_mm", m.c, m.m, st.FLUSHED_AT)
+    index1, index2 = tlb.set_index(m.shape.l1, m.v), tlb.set_index(m.shape.l2, m.v)
+    row1 = m.get("tlb1", index1, m.c)
+    match1 = tlb.matches(row1, tag, flushed_here)
+    hit1 = m.split(match1.any())
+    row2 = m.get("tlb2", index2, m.c)
+    match2 = tlb.matches(row2, tag, flushed_here)
+    hit2 = match2.any()
     is_store = m.split(m.op == Op.STORE)
     m.count("accesses", enabled, m.repeat)
     m.count("loads", enabled & ~is_store, m.repeat)
     m.count("stores", enabled & is_store, m.repeat)
-
-    flushed_at = m.get("cpu_mm", m.c)[:, st.FLUSHED_AT]
-    tag = tlb.tag_of(m.m, m.v)
-    index1, index2 = tlb.set_index(m.shape.l1, m.v), tlb.set_index(m.shape.l2, m.v)
-    row1, row2 = m.get("tlb1", index1, m.c), m.get("tlb2", index2, m.c)
-    live1, live2 = tlb.is_live(row1, flushed_at), tlb.is_live(row2, flushed_at)
-    match1, match2 = live1 & (row1[:, st.TAG] == tag), live2 & (row2[:, st.TAG] == tag)
-    hit1, hit2 = m.split(match1.any()), match2.any()
     hit = hit1 | hit2
-    entry = jnp.where(hit1, tlb.pick(row1, match1), tlb.pick(row2, match2))
+    entry = jnp.concatenate([tag[None], jnp.where(hit1, tlb.pick(row1, match1), tlb.pick(row2, match2))[st.DATA :]])
     data = entry[st.DATA]
     pte = m.get("pte", m.pid)
     is_present, is_writable = (pte & st.PTE_PRESENT) != 0, (pte & st.PTE_WRITABLE) != 0
@@ -108,7 +109,9 @@ def access(m: Draft, enabled: Array) -> Array:
     nothing = jnp.stack([jnp.full_like(tag, -1), jnp.zeros_like(tag), jnp.zeros_like(tag), jnp.zeros_like(tag)])
     dropped = hit & faults
     entry = jnp.where(refill, fresh, jnp.where(dropped, nothing, entry))
-    way1, way2 = tlb.victim(m.shape.l1, row1, live1, match1), tlb.victim(m.shape.l2, row2, live2, match2)
+    live1, live2 = tlb.is_live(row1, flushed_at), tlb.is_live(row2, flushed_at)
+    way1 = jnp.where(hit1, tlb.way_of(match1), tlb.victim(m.shape.l1, row1, live1, match1))
+    way2 = tlb.victim(m.shape.l2, row2, live2, match2)
     uses1, uses2 = used | refill, (~hit1 & used) | refill
     tlb.write(m, "tlb1", m.shape.l1, index1, row1, way1, entry, enabled=enabled & (uses1 | (dropped & hit1)), used=uses1)
     tlb.write(m, "tlb2", m.shape.l2, index2, row2, way2, entry, enabled=enabled & (uses2 | (dropped & hit2)), used=uses2)
