@@ -225,21 +225,31 @@ def machine_code(build: Callable[[], ir.Module], facts: tuple[Any, ...], **funct
     Args:
         build: makes the module; not called if its code was kept. facts: all that the module depends on, with a faithful ``repr``.
     """
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-    )
-    name = code_cache.name_of(repr(facts))
+    target, name = host(), code_cache.name_of(repr(facts))
     kept = code_cache.load(name)
-    parsed = llvm.parse_assembly("" if kept else str(build()))
-    if not kept:
-        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-        passes.getModulePassManager().run(parsed, passes)
+    parsed = llvm.parse_assembly("") if kept else optimised(build(), target)
     engine = llvm.create_mcjit_compiler(parsed, target)
     engine.set_object_cache(lambda module, code: None if kept else code_cache.save(name, bytes(code)), lambda module: kept)
     engine.finalize_object()
     return [engine, *(prototype(engine.get_function_address(name)) for name, prototype in functions.items())]
+
+
+def host() -> Any:
+    """What LLVM compiles for: this machine's CPU."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+
+
+def optimised(module: ir.Module, target: Any) -> Any:
+    """The module as it is compiled; the ways of a TLB set, scalars here, are put into vectors."""
+    parsed, tuning = llvm.parse_assembly(str(module)), llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.slp_vectorization = True
+    passes = llvm.create_pass_builder(target, tuning)
+    passes.getModulePassManager().run(parsed, passes)
+    return parsed
 
 
 def compile_for(shape: MachineShape, program: tuple[str, ...]) -> NativeProgram:

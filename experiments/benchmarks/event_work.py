@@ -71,15 +71,9 @@ class Runnable:
         module = native.build_run_lanes(batch.shape, self.program, native.arrays_of(batch.shape))
         for function in module.functions:
             function.linkage = ""
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-        )
-        parsed = llvm.parse_assembly(str(module))
-        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-        passes.getModulePassManager().run(parsed, passes)
-        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(change(str(parsed))), target)
+        target = native.host()
+        optimised = native.optimised(module, target)
+        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(change(str(optimised))), target)
         self.engine.finalize_object()
         self.compiled = native.NativeProgram(self.engine, native.RUN_LANES(self.engine.get_function_address("run_lanes")))
 
