@@ -35,20 +35,23 @@ def tag_of(mm: Array, vpn: Array) -> Array:
 def is_live(row: Array, flushed_at: Array) -> Array:
     """``bool[ways]``: holds an entry that no flush removed. ``flushed_at`` is ``int32[num_processes]`` of the row's CPU."""
     tag, filled = row[:, st.TAG], row[:, st.FILLED]
-    process = tag >> st.TAG_SHIFT
-    num_processes = flushed_at.shape[0]
-    if num_processes <= 8:
-        stamp = flushed_at[0]
-        for p in range(1, num_processes):
-            stamp = jnp.where(process == p, flushed_at[p], stamp)
-    else:
-        stamp = flushed_at.at[process].get(mode="clip")
-    return (tag >= 0) & (filled >= stamp)
+    return (tag >= 0) & (filled >= _stamp(tag, flushed_at))
+
+
+def _stamp(tag: Array, flushed_at: Array) -> Array:
+    """When the entries of the process of each tag were last flushed."""
+    process, num_processes = tag >> st.TAG_SHIFT, flushed_at.shape[0]
+    if num_processes > 8:
+        return flushed_at.at[process].get(mode="clip")
+    stamp = flushed_at[0]
+    for p in range(1, num_processes):
+        stamp = jnp.where(process == p, flushed_at[p], stamp)
+    return stamp
 
 
 def matches(row: Array, tag: Array, flushed_at: Array) -> Array:
-    """``bool[ways]``: holds the entry ``tag``, of a process whose entries on this CPU were last flushed at ``flushed_at``."""
-    return (row[:, st.TAG] == tag) & (row[:, st.FILLED] >= flushed_at)
+    """``bool[ways]``: holds the entry ``tag``, which no flush removed."""
+    return (row[:, st.TAG] == tag) & (row[:, st.FILLED] >= _stamp(tag, flushed_at))
 
 
 def pick(row: Array, match: Array) -> Array:

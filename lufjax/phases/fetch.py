@@ -67,13 +67,13 @@ def pass_over(m: Draft, enabled: Array) -> Array:
 def access(m: Draft, enabled: Array) -> Array:
     """LOAD or STORE up to the fault: L1, L2, walk. Returns whether it ran, and through no stale entry."""
     flushed_at = m.get("cpu_mm", m.c)[:, st.FLUSHED_AT]
-    tag, flushed_here = tlb.tag_of(m.m, m.v), m.get("cpu_mm", m.c, m.m, st.FLUSHED_AT)
+    tag = tlb.tag_of(m.m, m.v)
     index1, index2 = tlb.set_index(m.shape.l1, m.v), tlb.set_index(m.shape.l2, m.v)
     row1 = m.get("tlb1", index1, m.c)
-    match1 = tlb.matches(row1, tag, flushed_here)
+    match1 = tlb.matches(row1, tag, flushed_at)
     hit1 = m.split(match1.any())
     row2 = m.get("tlb2", index2, m.c)
-    match2 = tlb.matches(row2, tag, flushed_here)
+    match2 = tlb.matches(row2, tag, flushed_at)
     hit2 = match2.any()
     is_store = m.split(m.op == Op.STORE)
     m.count("accesses", enabled, m.repeat)
