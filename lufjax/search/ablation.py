@@ -56,9 +56,13 @@ def ablate(alphabets: Sequence[Alphabet], words: Mapping[str, Any], states: int)
         ValueError: the policy depends on time.
     """
     policy, limits = from_words(dict(words)), Limits(states=states)
-    machines = {a.scenario.name: Machine(a, policy, limits.levels, symmetry=True).with_policy(policy) for a in alphabets}
-    base = {a.scenario.name: explore(a, policy, limits, machine=machines[a.scenario.name]) for a in alphabets}
-    deciding = {name: deciding_rules(machines[name], policy, result.samples) for name, result in base.items()}
+    machines, base, deciding = dict[str, Machine](), dict[str, Result](), dict[str, dict[str, list[str | int]]]()
+    for alphabet in alphabets:
+        name = alphabet.scenario.name
+        machines[name] = Machine(alphabet, policy, limits.levels, symmetry=True).with_policy(policy)
+        base[name] = explore(alphabet, policy, limits, machine=machines[name])
+        deciding[name] = deciding_rules(machines[name], policy, base[name].samples)
+        print(f"lufjax: the policy itself on {name}, machine {len(base)} of {len(alphabets)}", file=sys.stderr, flush=True)
     found = []
     for rule, choices in (TRIED | NARROW).items():
         for word in choices:
