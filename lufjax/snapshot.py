@@ -49,10 +49,10 @@ def mask(words: np.ndarray) -> int:
 
 
 def _tlb(tlb: np.ndarray, cpu_mm: np.ndarray, geometry: TlbGeometry) -> list[list[list[list[int] | None]]]:
-    sets, cpus, ways, _ = tlb.shape
+    sets, cpus, _, ways = tlb.shape
     levels: list[list[list[list[int] | None]]] = [[[None] * ways for _ in range(sets)] for _ in range(cpus)]
-    for index, c, way in zip(*np.nonzero(tlb[..., st.TAG] >= 0), strict=True):
-        tag, data, filled, used = (int(x) for x in tlb[index, c, way])
+    for index, c, way in zip(*np.nonzero(tlb[:, :, st.TAG] >= 0), strict=True):
+        tag, data, filled, used = (int(x) for x in tlb[index, c, :, way])
         process, vpn = tag >> st.TAG_SHIFT, tag & ((1 << st.TAG_SHIFT) - 1)
         if filled >= cpu_mm[c, process, st.FLUSHED_AT]:
             used = used if geometry.replacement == "lru" else 0

@@ -15,7 +15,7 @@ from lufjax import counters, events
 from lufjax.params import MachineParams, MachineShape
 from lufjax.trace import Trace
 
-# Columns of ``tlb1`` and ``tlb2`` entries; the tag is process << TAG_SHIFT | vpn.
+# Rows of a set of ``tlb1`` and ``tlb2``, whose columns are entries; the tag is process << TAG_SHIFT | vpn.
 TAG, DATA, FILLED, USED = range(4)
 TAG_SHIFT = 24
 WRITABLE, DIRTY = 2, 1
@@ -47,8 +47,8 @@ Q_FRAME, Q_KIND, Q_STAMP, Q_PROCESS = range(4)
 class MachineState(NamedTuple):
     """One machine. C CPUs, P processes, V vpns, F frames, B backings, W words of a CPU set."""
 
-    tlb1: Any  # [sets, C, ways, 4]
-    tlb2: Any  # [sets, C, ways, 4]
+    tlb1: Any  # [sets, C, 4, ways]
+    tlb2: Any  # [sets, C, 4, ways]
     cpu: Any  # [C, 5]
     cpu_mm: Any  # [C, P, 2]
     mm: Any  # [P, 8]
@@ -147,8 +147,8 @@ def init_state(shape: MachineShape, params: MachineParams, trace: Trace) -> Mach
         return np.full(size, value, np.int32)
 
     def tlb(sets: int, ways: int) -> np.ndarray:
-        entries = full((sets, c, ways, 4))
-        entries[..., TAG] = -1
+        entries = full((sets, c, 4, ways))
+        entries[:, :, TAG] = -1
         return entries
 
     cpu = full((c, 5))

@@ -1,4 +1,4 @@
-"""A set of a TLB level: look up, touch, fill, drop. Entries are rows (tag, data, filled, used) of one set, ``int32[ways, 4]``.
+"""A set of a TLB level: look up, touch, fill, drop. The entries of one set are columns of ``int32[4, ways]``: tag, data, filled, used.
 
 A flush does not touch entries: an entry of process m on CPU c is gone if it was filled before ``cpu_mm[c, m, FLUSHED_AT]``.
 """
@@ -34,7 +34,7 @@ def tag_of(mm: Array, vpn: Array) -> Array:
 
 def is_live(row: Array, flushed_at: Array) -> Array:
     """``bool[ways]``: holds an entry that no flush removed. ``flushed_at`` is ``int32[num_processes]`` of the row's CPU."""
-    tag, filled = row[:, st.TAG], row[:, st.FILLED]
+    tag, filled = row[st.TAG], row[st.FILLED]
     return (tag >= 0) & (filled >= _stamp(tag, flushed_at))
 
 
@@ -51,12 +51,12 @@ def _stamp(tag: Array, flushed_at: Array) -> Array:
 
 def matches(row: Array, tag: Array, flushed_at: Array) -> Array:
     """``bool[ways]``: holds the entry ``tag``, which no flush removed."""
-    return (row[:, st.TAG] == tag) & (row[:, st.FILLED] >= _stamp(tag, flushed_at))
+    return (row[st.TAG] == tag) & (row[st.FILLED] >= _stamp(tag, flushed_at))
 
 
 def pick(row: Array, match: Array) -> Array:
     """The entry where ``match``; at most one way matches."""
-    return jnp.where(match[:, None], row, 0).sum(0, dtype=jnp.int32)
+    return jnp.where(match, row, 0).sum(1, dtype=jnp.int32)
 
 
 def way_of(match: Array) -> Array:
@@ -68,28 +68,32 @@ def victim(geometry: TlbGeometry, row: Array, live: Array, match: Array) -> Arra
     """Way to fill: the matching one, else the lowest empty, else the one that the replacement gives up."""
     ways = jnp.arange(geometry.ways)
     if geometry.replacement == "lru":
-        key = jnp.where(match, -2, jnp.where(live, row[:, st.USED], -1))
+        key = jnp.where(match, -2, jnp.where(live, row[st.USED], -1))
         return jnp.argmin(key).astype(jnp.int32)
-    replaced = _tree_victim(geometry, row[0, st.USED])
+    replaced = _tree_victim(geometry, row[st.USED, 0])
     key = jnp.where(match, 0, jnp.where(~live, 1 + ways, jnp.where(ways == replaced, 1000, 2000)))
     return jnp.argmin(key).astype(jnp.int32)
 
 
 def write(
-    m: Draft, level: str, geometry: TlbGeometry, index: Array, row: Array, way: Array, entry: Array, *, enabled: Array, used: Array
+    m: Draft, level: str, geometry: TlbGeometry, index: Array, row: Array, way: Array, entry: Array, *, enabled: Array, used: Array,
+    is_there: Array | bool = False,
 ) -> None:  # fmt: skip
-    """Put ``entry`` in ``way`` of set ``index`` of the event's CPU; where ``used``, the replacement notes the use.
+    """Put ``entry`` in ``way`` of set ``index`` of the event's CPU, unless it ``is_there``; where ``used``, the replacement notes the use.
 
     LRU keeps the event of the last use in each entry. Tree-PLRU and the 12-way ring keep their bits in the first way's ``USED`` column.
     """
     if geometry.replacement == "lru":
         stamp = jnp.where(used, m.now, entry[st.USED])
-        m.put(level, (index, m.c, way), jnp.concatenate([entry[: st.USED], stamp[None]]), enabled)
+        columns = jnp.arange(4, dtype=jnp.int32)
+        place = (jnp.broadcast_to(index, (4,)), jnp.broadcast_to(m.c, (4,)), columns, jnp.broadcast_to(way, (4,)))
+        changes = enabled & ~jnp.asarray(is_there)
+        m.put(level, place, jnp.concatenate([entry[: st.USED], stamp[None]]), jnp.stack([changes, changes, changes, enabled]))
         return
-    bits = jnp.where(used, _tree_touch(geometry, row[0, st.USED], way), row[0, st.USED])
-    here = (jnp.arange(geometry.ways) == way)[:, None]
-    new = jnp.where(here, entry, row)
-    new = jnp.where(jnp.arange(4) == st.USED, jnp.where((jnp.arange(geometry.ways) == 0)[:, None], bits, 0), new)
+    bits = jnp.where(used, _tree_touch(geometry, row[st.USED, 0], way), row[st.USED, 0])
+    ways = jnp.arange(geometry.ways)
+    new = jnp.where(ways == way, entry[:, None], row)
+    new = jnp.where((jnp.arange(4) == st.USED)[:, None], jnp.where(ways == 0, bits, 0), new)
     m.put(level, (index, m.c), new, enabled)
 
 

@@ -181,5 +181,5 @@ def fill_both(m: Draft, frame: Array, is_store: Array, enabled: Array) -> None:
         index = tlb.set_index(geometry, m.v)
         row = m.get(level, index, m.c)
         live = tlb.is_live(row, flushed_at)
-        way = tlb.victim(geometry, row, live, live & (row[:, st.TAG] == tag))
+        way = tlb.victim(geometry, row, live, live & (row[st.TAG] == tag))
         tlb.write(m, level, geometry, index, row, way, entry, enabled=enabled, used=jnp.bool_(True))

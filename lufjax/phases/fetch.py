@@ -113,8 +113,8 @@ def access(m: Draft, enabled: Array) -> Array:
     way1 = jnp.where(hit1, tlb.way_of(match1), tlb.victim(m.shape.l1, row1, live1, match1))
     way2 = tlb.victim(m.shape.l2, row2, live2, match2)
     uses1, uses2 = used | refill, (~hit1 & used) | refill
-    tlb.write(m, "tlb1", m.shape.l1, index1, row1, way1, entry, enabled=enabled & (uses1 | (dropped & hit1)), used=uses1)
-    tlb.write(m, "tlb2", m.shape.l2, index2, row2, way2, entry, enabled=enabled & (uses2 | (dropped & hit2)), used=uses2)
+    tlb.write(m, "tlb1", m.shape.l1, index1, row1, way1, entry, enabled=enabled & (uses1 | (dropped & hit1)), used=uses1, is_there=hit1 & used)
+    tlb.write(m, "tlb2", m.shape.l2, index2, row2, way2, entry, enabled=enabled & (uses2 | (dropped & hit2)), used=uses2, is_there=hit2 & used)
 
     m.put_regs(enabled & (used | refill), store_frame=jnp.where(refill, pte_frame, data >> 2))
     m.put_regs(enabled & is_stale, loop=entry[st.FILLED])

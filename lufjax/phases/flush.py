@@ -102,10 +102,10 @@ def invlpg(m: Draft, enabled: Array) -> None:
     tag = tlb.tag_of(r.fl_mm, r.fl_page)
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         index = tlb.set_index(geometry, r.fl_page)
-        tags = m.get(level, index, slice(None), slice(None), st.TAG)
+        tags = m.get(level, index, slice(None), st.TAG)
         drops = enabled & in_range[:, None] & (tags == tag)
         cpus, ways = jnp.meshgrid(jnp.arange(m.shape.num_cpus), jnp.arange(geometry.ways), indexing="ij")
-        places = (jnp.full_like(cpus, index), cpus, ways, jnp.full_like(cpus, st.TAG))
+        places = (jnp.full_like(cpus, index), cpus, jnp.full_like(cpus, st.TAG), ways)
         m.put(level, places, jnp.full_like(tags, -1), drops)
     page = r.fl_page + 1
     m.put_regs(enabled, fl_page=page)

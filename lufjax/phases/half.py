@@ -41,9 +41,9 @@ def _may_access(m: Draft, is_store: Array) -> Array:
     may = ((pte & st.PTE_PRESENT) != 0) & (~is_store | ((pte & st.PTE_WRITABLE) != 0))
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         row = m.get(level, tlb.set_index(geometry, m.v), m.c)
-        bits = row[:, st.DATA] & (st.WRITABLE | st.DIRTY)
+        bits = row[st.DATA] & (st.WRITABLE | st.DIRTY)
         is_usable = ~is_store | (bits == (st.WRITABLE | st.DIRTY))
-        may = may | (tlb.is_live(row, flushed_at) & (row[:, st.TAG] == tag) & is_usable).any()
+        may = may | (tlb.is_live(row, flushed_at) & (row[st.TAG] == tag) & is_usable).any()
     return may
 
 
@@ -52,6 +52,6 @@ def _drop(m: Draft, enabled: Array) -> None:
     tag = tlb.tag_of(m.m, m.v)
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         index, ways = tlb.set_index(geometry, m.v), jnp.arange(geometry.ways)
-        tags = m.get(level, index, m.c)[:, st.TAG]
-        places = (jnp.full_like(ways, index), jnp.full_like(ways, m.c), ways, jnp.full_like(ways, st.TAG))
+        tags = m.get(level, index, m.c, st.TAG)
+        places = (jnp.full_like(ways, index), jnp.full_like(ways, m.c), jnp.full_like(ways, st.TAG), ways)
         m.put(level, places, jnp.full_like(tags, -1), enabled & (tags == tag))

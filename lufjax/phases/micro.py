@@ -90,7 +90,7 @@ def _tlbs(m: Draft, at: At, pte: Array) -> None:
         index = tlb.set_index(geometry, m.v)
         row = m.get(level, index, m.c)
         live = tlb.is_live(row, rows[:, st.FLUSHED_AT])
-        match = live & (row[:, st.TAG] == tag)
+        match = live & (row[st.TAG] == tag)
         way = tlb.victim(geometry, row, live, match)
         entry = jnp.where(fills, fresh, nothing)
         tlb.write(m, level, geometry, index, row, way, entry, enabled=fills | (drops & match.any()), used=fills)

@@ -108,15 +108,15 @@ def _without_unreadable(shape: MachineShape, s: MachineState) -> MachineState:
 
 def _maps(shape: MachineShape, s: MachineState, level: Array) -> Array:
     """``bool[F]``: which frames a level of TLBs maps."""
-    frame = jnp.where(_live(shape, s, level), level[..., st.DATA] >> 2, -1)
+    frame = jnp.where(_live(shape, s, level), level[:, :, st.DATA] >> 2, -1)
     return jnp.stack([(frame == f).any() for f in range(shape.num_frames)])
 
 
 def _live(shape: MachineShape, s: MachineState, level: Array) -> Array:
-    tag = level[..., st.TAG]
+    tag = level[:, :, st.TAG]
     process = jnp.maximum(tag, 0) >> st.TAG_SHIFT
     stamp = sum(jnp.where(process == m, s.cpu_mm[:, m, st.FLUSHED_AT][None, :, None], 0) for m in range(shape.num_processes))
-    return (tag >= 0) & (level[..., st.FILLED] >= stamp)
+    return (tag >= 0) & (level[:, :, st.FILLED] >= stamp)
 
 
 def _with_anon_renamed(shape: MachineShape, s: MachineState) -> MachineState:
@@ -231,7 +231,7 @@ def _tlb(shape: MachineShape, s: MachineState, frames: Any) -> list[Array]:
 
 def _entries(shape: MachineShape, s: MachineState, level: Array, frames: Any, *, by_page: bool) -> list[Array]:
     """Columns ``[sets, C]`` for each process, whatever the way, or ``[sets, C, ways]`` with what a victim is chosen by."""
-    tag, data, filled, used = (level[..., column] for column in range(4))
+    tag, data, filled, used = (level[:, :, column] for column in range(4))
     process, vpn = jnp.maximum(tag, 0) >> st.TAG_SHIFT, jnp.maximum(tag, 0) & ((1 << st.TAG_SHIFT) - 1)
     live = _live(shape, s, level)
     handed = _pick(s.frame[:, st.HANDED], data >> 2)

@@ -154,7 +154,7 @@ def renamed(shape: MachineShape, s: MachineState, r: Renaming) -> MachineState:
             vpn = value & ((1 << st.TAG_SHIFT) - 1)
             return jnp.where(value < 0, value, value - vpn + _named(vpn, r.vpn))
 
-        level = columns(level, {st.TAG: tag})
+        level = jnp.concatenate([tag(level[:, :, : st.TAG + 1]), level[:, :, st.TAG + 1 :]], axis=2)
         level = _moved(level, r.cpu, 1)
         return _moved(level, r.vpn, 0) if is_reversed else level
 
