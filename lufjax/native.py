@@ -8,6 +8,7 @@ runs from event to event with real branches between phases. Needs ``llvmlite``; 
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -227,11 +228,24 @@ def machine_code(build: Callable[[], ir.Module], facts: tuple[Any, ...], **funct
     """
     target, name = host(), code_cache.name_of(repr(facts))
     kept = code_cache.load(name)
-    parsed = llvm.parse_assembly("") if kept else optimised(build(), target)
+    with _uncollected():
+        parsed = llvm.parse_assembly("") if kept else optimised(build(), target)
     engine = llvm.create_mcjit_compiler(parsed, target)
     engine.set_object_cache(lambda module, code: None if kept else code_cache.save(name, bytes(code)), lambda module: kept)
     engine.finalize_object()
     return [engine, *(prototype(engine.get_function_address(name)) for name, prototype in functions.items())]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector, which goes through all instructions of a module again and again while it grows."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def host() -> Any:
