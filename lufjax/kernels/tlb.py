@@ -64,9 +64,9 @@ def way_of(match: Array) -> Array:
     return jnp.where(match, jnp.arange(match.shape[0], dtype=jnp.int32), 0).sum(dtype=jnp.int32)
 
 
-def victim(geometry: TlbGeometry, row: Array, live: Array, match: Array) -> Array:
+def victim(geometry: TlbGeometry, row: Array, match: Array, flushed_at: Array) -> Array:
     """Way to fill: the matching one, else the lowest empty, else the one that the replacement gives up."""
-    ways = jnp.arange(geometry.ways)
+    ways, live = jnp.arange(geometry.ways), is_live(row, flushed_at)
     if geometry.replacement == "lru":
         key = jnp.where(match, -2, jnp.where(live, row[st.USED], -1))
         return jnp.argmin(key).astype(jnp.int32)

@@ -180,6 +180,5 @@ def fill_both(m: Draft, frame: Array, is_store: Array, enabled: Array) -> None:
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         index = tlb.set_index(geometry, m.v)
         row = m.get(level, index, m.c)
-        live = tlb.is_live(row, flushed_at)
-        way = tlb.victim(geometry, row, live, live & (row[st.TAG] == tag))
+        way = tlb.victim(geometry, row, tlb.matches(row, tag, flushed_at), flushed_at)
         tlb.write(m, level, geometry, index, row, way, entry, enabled=enabled, used=jnp.bool_(True))

@@ -109,9 +109,8 @@ def access(m: Draft, enabled: Array) -> Array:
     nothing = jnp.stack([jnp.full_like(tag, -1), jnp.zeros_like(tag), jnp.zeros_like(tag), jnp.zeros_like(tag)])
     dropped = hit & faults
     entry = jnp.where(refill, fresh, jnp.where(dropped, nothing, entry))
-    live1, live2 = tlb.is_live(row1, flushed_at), tlb.is_live(row2, flushed_at)
-    way1 = jnp.where(hit1, tlb.way_of(match1), tlb.victim(m.shape.l1, row1, live1, match1))
-    way2 = tlb.victim(m.shape.l2, row2, live2, match2)
+    way1 = jnp.where(hit1, tlb.way_of(match1), tlb.victim(m.shape.l1, row1, match1, flushed_at))
+    way2 = tlb.victim(m.shape.l2, row2, match2, flushed_at)
     uses1, uses2 = used | refill, (~hit1 & used) | refill
     tlb.write(m, "tlb1", m.shape.l1, index1, row1, way1, entry, enabled=enabled & (uses1 | (dropped & hit1)), used=uses1, is_there=hit1 & used)
     tlb.write(m, "tlb2", m.shape.l2, index2, row2, way2, entry, enabled=enabled & (uses2 | (dropped & hit2)), used=uses2, is_there=hit2 & used)

@@ -43,7 +43,7 @@ def _may_access(m: Draft, is_store: Array) -> Array:
         row = m.get(level, tlb.set_index(geometry, m.v), m.c)
         bits = row[st.DATA] & (st.WRITABLE | st.DIRTY)
         is_usable = ~is_store | (bits == (st.WRITABLE | st.DIRTY))
-        may = may | (tlb.is_live(row, flushed_at) & (row[st.TAG] == tag) & is_usable).any()
+        may = may | (tlb.matches(row, tag, flushed_at) & is_usable).any()
     return may
 
 

@@ -89,9 +89,8 @@ def _tlbs(m: Draft, at: At, pte: Array) -> None:
     for level, geometry in (("tlb1", m.shape.l1), ("tlb2", m.shape.l2)):
         index = tlb.set_index(geometry, m.v)
         row = m.get(level, index, m.c)
-        live = tlb.is_live(row, rows[:, st.FLUSHED_AT])
-        match = live & (row[st.TAG] == tag)
-        way = tlb.victim(geometry, row, live, match)
+        match = tlb.matches(row, tag, rows[:, st.FLUSHED_AT])
+        way = tlb.victim(geometry, row, match, rows[:, st.FLUSHED_AT])
         entry = jnp.where(fills, fresh, nothing)
         tlb.write(m, level, geometry, index, row, way, entry, enabled=fills | (drops & match.any()), used=fills)
     flushed = (m.arg < 0) | (jnp.arange(m.shape.num_processes) == m.arg)
