@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -18,10 +18,9 @@ from lufjax import counters as names
 from lufjax import rollout
 from lufjax import state as st
 from lufjax.event_check import check_rows
-from lufjax.events import OP
 from lufjax.faults import EngineFault
 from lufjax.machines import Machine, Machines, counters_of, violations_of
-from lufjax.params import MachineParams, MachineShape
+from lufjax.params import MachineParams, MachineShape, has_slow
 from lufjax.policy import FlushPolicy
 from lufjax.runners import (
     BACKENDS,
@@ -39,8 +38,8 @@ from lufjax.stripping import write_records
 from lufjax.trace import EMPTY_TRACE, Trace
 
 __all__ = [
-    "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "counters_of", "device_facts",
-    "make_runner", "num_cores", "resolve_backend", "simulate", "start_facts", "use_all_cores", "violations_of", "xla_program",
+    "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "compile_ahead", "counters_of",
+    "device_facts", "make_runner", "num_cores", "resolve_backend", "simulate", "start_facts", "use_all_cores", "violations_of", "xla_program",
 ]  # fmt: skip
 
 
@@ -73,6 +72,19 @@ def bytes_per_lane(shape: MachineShape) -> int:
     return bytes_of(init_state(shape, MachineParams(1, 0, 0, 0, 1, 0, 1, 0, 0, 1, FlushPolicy()), EMPTY_TRACE))
 
 
+def program_for(params: MachineParams, ops: Set[int]) -> tuple[str, ...]:
+    """Groups of kernels that these machines can reach by these operations."""
+    return rollout.program_for(ops, has_slow=has_slow(params))
+
+
+def compile_ahead(shape: MachineShape, params: MachineParams, ops: Set[int], backend: str) -> None:
+    """Compile what :func:`simulate` runs for these arguments, so that it is there; but for ``native``, programs are compiled when first run."""
+    if resolve_backend(backend) == "native":
+        from lufjax import native
+
+        native.compile_for(shape, program_for(params, ops))
+
+
 def simulate(
     shape: MachineShape,
     params: MachineParams,
@@ -84,6 +96,7 @@ def simulate(
     num_devices: int | None = None,
     backend: str = "auto",
     strip: bool = False,
+    ops: Set[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Run every lane through its trace.
@@ -98,6 +111,7 @@ def simulate(
         num_devices: devices (``xla``) or cores (``native``) to use; all by default. ``cuda`` has one.
         backend: ``native``, ``cuda``, ``xla`` or ``auto``: cuda where there is such a device, else native where JAX runs on the CPU, else XLA.
         strip: pass over accesses that provably change nothing but sums (docs/MODEL.md section 12); the result is the same.
+        ops: operations to compile in, at least those of the traces, which are the default; the result is the same.
         progress: called with (lane events done, lane events in all), from one thread at a time.
 
     Raises:
@@ -107,9 +121,7 @@ def simulate(
     use_all_cores()
     trace_index = np.asarray(trace_index, np.int32)
     _check_arguments(shape, traces, trace_index, sample_points)
-    has_slow = bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())
-    ops = {int(op) for trace in traces for op in np.flatnonzero(np.bincount(trace.events[:, OP]))}
-    program = rollout.program_for(ops, has_slow=has_slow)
+    program = program_for(params, set().union(*(trace.ops for trace in traces)) if ops is None else ops)
     runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
     job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, strip, progress)
     starts = range(0, len(trace_index), runner.block)

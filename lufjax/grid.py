@@ -34,6 +34,7 @@ class Group:
         params: leaves are ``int32[num_lanes]``.
         trace_keys: the different traces of the group.
         trace_index: ``int32[num_lanes]`` into ``trace_keys``.
+        ops: operations of the events of all traces.
         footprints: ``int64[num_lanes]``, pages that the trace of each lane touches.
         trace_bytes: the largest trace.
         trace_digest: hash of all traces of the group.
@@ -44,6 +45,7 @@ class Group:
     params: MachineParams
     trace_keys: tuple[TraceKey, ...]
     trace_index: np.ndarray
+    ops: frozenset[int]
     footprints: np.ndarray
     trace_bytes: int
     trace_digest: str
@@ -118,7 +120,8 @@ def _group(config: RunConfig, index: np.ndarray, policies: Sequence[FlushPolicy]
     digest = hashlib.sha256("".join(size.digest for size in used).encode()).hexdigest()
     trace_index = trace_index.ravel().astype(np.int32)
     footprints = np.array([size.footprint for size in used])[trace_index]
-    return Group(shape, index, params, keys, trace_index, footprints, max(size.num_bytes for size in used), digest)
+    ops = frozenset().union(*(size.ops for size in used))
+    return Group(shape, index, params, keys, trace_index, ops, footprints, max(size.num_bytes for size in used), digest)
 
 
 def memory(config: RunConfig, key: TraceKey, footprint: int, pressure: float) -> tuple[int, int, int, int, int, int, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lufjax.policy import FlushPolicy
 
 
@@ -62,3 +64,8 @@ class MachineParams(NamedTuple):
     load_mode: Any
     fast_frames: Any
     policy: FlushPolicy
+
+
+def has_slow(params: MachineParams) -> bool:
+    """Whether any of these machines has a slow tier."""
+    return bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())

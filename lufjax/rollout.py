@@ -7,7 +7,7 @@ what could happen; lanes only share the order in which phases run, so results do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -134,7 +134,7 @@ _OF_TIERS = {"slow", "slow_target", "moved", "migrated"}
 """Groups that a machine with a slow tier can reach, whatever the operations."""
 
 
-def program_for(ops: set[int], *, has_slow: bool = False) -> tuple[str, ...]:
+def program_for(ops: Set[int], *, has_slow: bool = False) -> tuple[str, ...]:
     """Groups that a set of operations can reach, on machines of which some have a slow tier or none has; only these are compiled."""
     return tuple(
         name for name in KERNELS if (has_slow and name in _OF_TIERS) or (_OPTIONAL[name] & ops if name in _OPTIONAL else name not in _OF_TIERS)

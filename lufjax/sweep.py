@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from lufjax.runners import device_facts
 from lufjax.settings import RunConfig
 from lufjax.store import COUNTERS, Store
 from lufjax.traces import TraceSource, fit
+
+COMPILED_AHEAD = 2
+"""Programs that wait to be run, at most."""
 
 
 def run(config: RunConfig, overrides: Sequence[str] = ()) -> Path:
@@ -62,8 +66,10 @@ def simulate(config: RunConfig, groups: Sequence[Group], source: TraceSource, st
     left = config.num_events * sum(store.chunk_slice(g, c).stop - store.chunk_slice(g, c).start for g, c in todo)
     progress = Progress(total, total - left)
     done = total - left
+    programs = _Programs(config, [groups[g] for g in dict.fromkeys(g for g, _ in todo)])
     try:
         for g, c in todo:
+            programs.wait_for(groups[g])
             lanes = store.chunk_slice(g, c)
             events = config.num_events * (lanes.stop - lanes.start)
             values = simulate_lanes(config, groups[g], source, lanes, lambda share, at=done, n=events: progress.at(at + int(n * share)))
@@ -71,7 +77,27 @@ def simulate(config: RunConfig, groups: Sequence[Group], source: TraceSource, st
             done += events
             progress.at(done)
     finally:
+        programs.close()
         progress.close()
+
+
+class _Programs:
+    """Compiles the programs of groups, in this order, on another core than that which waits for the first of them or simulates with it."""
+
+    def __init__(self, config: RunConfig, groups: Sequence[Group]) -> None:
+        self._backend, self._groups, self._pool = config.engine.backend, groups, ThreadPoolExecutor(1)
+        self._compiled: list[Future[None]] = []
+
+    def wait_for(self, group: Group) -> None:
+        """Return when the program of a group is there; those of the groups behind it are begun."""
+        number = next(n for n, other in enumerate(self._groups) if other is group)
+        for later in self._groups[len(self._compiled) : number + 1 + COMPILED_AHEAD]:
+            self._compiled.append(self._pool.submit(engine.compile_ahead, later.shape, later.params, later.ops, self._backend))
+        self._compiled[number].result()
+
+    def close(self) -> None:
+        """Begin no other."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def simulate_lanes(config: RunConfig, group: Group, source: TraceSource, lanes: slice, report: Any) -> dict[str, np.ndarray]:
@@ -91,6 +117,7 @@ def simulate_lanes(config: RunConfig, group: Group, source: TraceSource, lanes: 
             num_devices=config.engine.num_devices,
             backend=config.engine.backend,
             strip=strips(config, [group.trace_keys[t] for t in used]),
+            ops=group.ops,
             progress=lambda events, of: report(events / of),
         )
     except EngineFault as fault:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lufjax.events import OP
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -31,6 +33,11 @@ class Trace:
     num_file_pages: int
     num_anon: int
     attrs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ops(self) -> frozenset[int]:
+        """Operations of its events."""
+        return frozenset(np.flatnonzero(np.bincount(self.events[:, OP])).tolist())
 
     @property
     def num_events(self) -> int:

@@ -28,6 +28,7 @@ class TraceSizes:
     """What a trace needs of the machine.
 
     Attributes:
+        ops: operations of its events.
         footprint: different pages that it touches: file pages, and anonymous pages by address.
         num_bytes: size of its arrays.
         digest: hash of everything in it that a machine sees.
@@ -40,6 +41,7 @@ class TraceSizes:
     num_anon: int
     rmap_slots: int
     gather_slots: int
+    ops: frozenset[int]
     footprint: int
     num_bytes: int
     digest: str
@@ -99,6 +101,7 @@ def measure(trace: Trace) -> TraceSizes:
         num_anon=trace.num_anon,
         rmap_slots=int(trace.attrs["rmap_slots"]),
         gather_slots=int(trace.attrs["gather_slots"]),
+        ops=trace.ops,
         footprint=footprint(trace),
         num_bytes=trace_bytes(trace),
         digest=digest(trace),

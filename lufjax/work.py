@@ -18,8 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from lufjax import native, rollout
-from lufjax.events import OP
-from lufjax.params import MachineParams, MachineShape
+from lufjax.params import MachineParams, MachineShape, has_slow
 from lufjax.state import MachineState, init_state
 from lufjax.trace import Trace
 
@@ -90,8 +89,7 @@ def _variables(atoms: Sequence[Any]) -> set[Any]:
 
 def program_of(traces: Sequence[Trace], params: MachineParams) -> tuple[str, ...]:
     """Groups that the lanes can reach."""
-    has_slow = bool((np.asarray(params.fast_frames) < np.asarray(params.frames_in_use)).any())
-    return rollout.program_for({int(op) for trace in traces for op in np.unique(trace.events[:, OP])}, has_slow=has_slow)
+    return rollout.program_for(set().union(*(trace.ops for trace in traces)), has_slow=has_slow(params))
 
 
 def start(shape: MachineShape, params: MachineParams, traces: Sequence[Trace], trace_index: np.ndarray) -> MachineState:

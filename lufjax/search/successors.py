@@ -17,7 +17,7 @@ from jax import Array
 from lufjax import counters, native, rollout
 from lufjax import state as st
 from lufjax.faults import ADVICE
-from lufjax.params import MachineShape
+from lufjax.params import MachineShape, has_slow
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.compiled import BAD_KEY, BAD_PHASE, DISABLED, FREE, STRAYED, KeyProgram, SearchProgram, compile_keys, compile_search, words_of
@@ -117,7 +117,7 @@ class Machine:
         padded = [np.concatenate([rows, np.zeros((self._steps - len(rows), 5), np.int32)]) for rows in alphabet.rows]
         self._events = rollout.pack_events(np.stack([np.tile(rows, (depth, 1)) for rows in padded]))
         ops = {int(op) for rows in alphabet.rows for op in np.unique(rows[:, 1])}
-        self._kernels = rollout.program_for(ops, has_slow=params.fast_frames < params.frames_in_use)
+        self._kernels = rollout.program_for(ops, has_slow=has_slow(params))
         self.names = renamings(alphabet)[: None if symmetry else 1]
         self._whole_tags, self._pairs = tags_wrap(policy), has_pairs(policy)
         self._rename = symmetry and not self._pairs

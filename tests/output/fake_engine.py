@@ -21,10 +21,12 @@ class Samples:
 
 @dataclass
 class FakeEngine:
-    """Records its calls; ``fault`` and ``before`` let a test break one."""
+    """Records its calls; ``before`` and ``before_compiling`` let a test break one."""
 
     calls: list[dict] = field(default_factory=list)
+    compiled: list[tuple] = field(default_factory=list)
     before: object = None
+    before_compiling: object = None
 
     def use_all_cores(self) -> None:
         pass
@@ -32,16 +34,23 @@ class FakeEngine:
     def bytes_per_lane(self, shape) -> int:
         return 1000 * shape.num_cpus
 
+    def compile_ahead(self, shape, params, ops, backend) -> None:
+        if self.before_compiling is not None:
+            self.before_compiling(len(self.compiled))
+        self.compiled.append((shape, ops))
+
     def simulate(
-        self, shape, params, traces, trace_index, *, sample_points, block_lanes=128, num_devices=None, backend="auto", strip=False, progress=None
+        self, shape, params, traces, trace_index, *, sample_points, block_lanes=128, num_devices=None, backend="auto", strip=False, ops=None,
+        progress=None,
     ) -> Samples:
         if self.before is not None:
             self.before(len(self.calls))
         lanes = len(trace_index)
+        assert all(trace.ops <= ops for trace in traces)
         assert all(len(leaf) == lanes for leaf in (*params[:-1], *params.policy))
         assert all(trace.num_cpus == shape.num_cpus for trace in traces)
         assert {trace.num_events for trace in traces} == {sample_points[-1]}
-        self.calls.append({"shape": shape, "params": params, "lanes": lanes, "traces": len(traces), "policy": params.policy})
+        self.calls.append({"shape": shape, "params": params, "ops": ops, "lanes": lanes, "traces": len(traces), "policy": params.policy})
         # The machine's own numbers and the events decide; the padding of the trace does not.
         record = np.stack([*params[:-1], *params.policy], axis=1).astype(np.int64)
         seeds = np.array([zlib.crc32(np.ascontiguousarray(trace.events)) for trace in traces], np.int64)[trace_index]

@@ -142,6 +142,26 @@ def test_config_is_saved_and_runs_again_to_the_same_numbers(fake):
     xr.testing.assert_equal(opened(run_dir), opened(again))
 
 
+def test_programs_are_compiled_ahead_of_their_groups_and_only_a_few(fake):
+    begun = []
+    fake.before = lambda number: begun.append(len(fake.compiled))
+    sweep.run(small_config("-m", "num_cpus=1,2,3,4,5,6", "engine.chunk_lanes=4096"))
+    assert fake.compiled == [(call["shape"], call["ops"]) for call in fake.calls]
+    assert [shape.num_cpus for shape, _ in fake.compiled] == [1, 2, 3, 4, 5, 6]
+    assert all(number <= compiled <= number + sweep.COMPILED_AHEAD for number, compiled in enumerate(begun, 1))
+
+
+def test_what_stops_a_compilation_stops_the_run_that_needs_it(fake):
+    def broken(number):
+        if number == 1:
+            raise RuntimeError("no translation")
+
+    fake.before_compiling = broken
+    with pytest.raises(RuntimeError, match="no translation"):
+        sweep.run(small_config("-m", "num_cpus=1,2,3"))
+    assert {call["shape"].num_cpus for call in fake.calls} == {1}
+
+
 def test_a_fault_names_the_point_and_writes_no_results(fake, capsys):
     def broken(number):
         if number == 1:
