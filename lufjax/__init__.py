@@ -4,8 +4,8 @@ A lane is one machine: CPUs with TLBs, page tables, reclaim, an allocator, and a
 run the same events under different policies, CPU counts, memory sizes and seeds; interrupts are counted, and every access through a stale
 TLB entry is judged.
 
-* :mod:`lufjax.sweep`: a run, from a validated config to ``results.nc`` (``lufjax run``).
-* :mod:`lufjax.scenario`: a few events by hand, with a timeline (``lufjax scenario``).
+* :mod:`lufjax.sweeps.sweep`: a run, from a validated config to ``results.nc`` (``lufjax run``).
+* :mod:`lufjax.scenarios.scenario`: a few events by hand, with a timeline (``lufjax scenario``).
 * :mod:`lufjax.engine`: ``simulate`` for many machines through traces; ``Machine`` for one, stepped by hand.
 * :mod:`lufjax.policy`, :mod:`lufjax.presets`: the record of rules, and reading one.
 * :mod:`lufjax.workloads`: traces.

@@ -88,7 +88,7 @@ def _run(arguments: list[str]) -> int:
 
     refuse_broken_jax()
     config = load_run_config(arguments)
-    from lufjax import sweep
+    from lufjax.sweeps import sweep
 
     try:
         run_dir = sweep.run(config, list(parsed.overrides))
@@ -134,7 +134,7 @@ def _scenario(arguments: list[str]) -> int:
 
     refuse_broken_jax()
     path, words = find_config("scenario", options.file), None if name is None else policy_words(name, rules)
-    from lufjax import scenario
+    from lufjax.scenarios import scenario
 
     return scenario.main(path, words, name, options.json)
 
@@ -157,8 +157,8 @@ def _matrix(arguments: list[str]) -> int:
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {figure}: allowed are files that end in .png, .pdf or .svg")
     refuse_broken_jax()
-    from lufjax import matrix
-    from lufjax.scenario_file import load_scenario
+    from lufjax.scenarios import matrix
+    from lufjax.scenarios.scenario_file import load_scenario
 
     scenarios = [load_scenario(find_config("scenario", file)) for file in files or preset_names("scenario")]
     return matrix.main(scenarios, presets, figure, options.json)
@@ -223,7 +223,7 @@ def _litmus(arguments: list[str]) -> int:
 
     refuse_broken_jax()
     paths = litmus_files() if options.all else [find_litmus(file) for file in options.files]
-    from lufjax import litmus
+    from lufjax.scenarios import litmus
 
     return litmus.main(paths, options.json)
 
@@ -261,7 +261,7 @@ def _plot(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     chosen = _pairs(options.overrides, ("cost",), prefix="cost.")
     fields = {key.removeprefix("cost."): value for key, value in chosen.items() if key.startswith("cost.")}
-    from lufjax import cost, plots, run_directory
+    from lufjax.results import cost, plots, run_directory
 
     model = run_directory.run_cost(options.run) if chosen.get("cost") is None else cost.load_cost(str(chosen["cost"]))
     prices = asdict(model)
@@ -275,7 +275,7 @@ def _report(arguments: list[str]) -> int:
     parser = OneLineParser(prog="lufjax report", description="Write report.md of a run again.")
     parser.add_argument("run", help="a run directory")
     options = parser.parse_args(arguments)
-    from lufjax import report
+    from lufjax.results import report
 
     print(report.write_report(Path(options.run)))
     return 0
@@ -286,7 +286,7 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("run_a", help="a run directory")
     parser.add_argument("run_b", help="a run directory")
     options = parser.parse_args(arguments)
-    from lufjax import compare
+    from lufjax.results import compare
 
     print(compare.compare_runs(Path(options.run_a), Path(options.run_b)))
     return 0
@@ -301,7 +301,7 @@ def _bench(arguments: list[str]) -> int:
 
     refuse_broken_jax()
     chosen = {**_pairs(options.overrides), "json": options.json}
-    from lufjax import bench
+    from lufjax.benchmark import bench
 
     return bench.main(chosen)
 

@@ -15,14 +15,9 @@ import jax
 import numpy as np
 
 from lufjax import counters as names
-from lufjax import rollout
 from lufjax import state as st
-from lufjax.event_check import check_rows
-from lufjax.faults import EngineFault
-from lufjax.machines import Machine, Machines, counters_of, violations_of
-from lufjax.params import MachineParams, MachineShape, has_slow
-from lufjax.policy import FlushPolicy
-from lufjax.runners import (
+from lufjax.backends import rollout
+from lufjax.backends.runners import (
     BACKENDS,
     NATIVE_BLOCK_LANES,
     Runner,
@@ -33,6 +28,11 @@ from lufjax.runners import (
     use_all_cores,
     xla_program,
 )
+from lufjax.event_check import check_rows
+from lufjax.faults import EngineFault
+from lufjax.machines import Machine, Machines, counters_of, violations_of
+from lufjax.params import MachineParams, MachineShape, has_slow
+from lufjax.policy import FlushPolicy
 from lufjax.state import MachineState, bytes_of, init_state
 from lufjax.stripping import write_records
 from lufjax.trace import EMPTY_TRACE, Trace
@@ -80,7 +80,7 @@ def program_for(params: MachineParams, ops: Set[int]) -> tuple[str, ...]:
 def compile_ahead(shape: MachineShape, params: MachineParams, ops: Set[int], backend: str) -> None:
     """Compile what :func:`simulate` runs for these arguments, so that it is there; but for ``native``, programs are compiled when first run."""
     if resolve_backend(backend) == "native":
-        from lufjax import native
+        from lufjax.backends import native
 
         native.compile_for(shape, program_for(params, ops))
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from lufjax import counters as names
-from lufjax import rollout
 from lufjax import state as st
+from lufjax.backends import rollout
+from lufjax.backends.runners import make_runner, resolve_backend, use_all_cores
 from lufjax.event_check import check_rows
 from lufjax.faults import EngineFault
 from lufjax.params import MachineParams, MachineShape
-from lufjax.runners import make_runner, resolve_backend, use_all_cores
 from lufjax.snapshot import snapshot
 from lufjax.state import MachineState, init_state
 from lufjax.trace import Trace

@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lufjax.cost import cost_from_fields, cross_share
 from lufjax.presets import load_preset, normal_words, split_entry
+from lufjax.results.cost import cost_from_fields, cross_share
 from lufjax.settings import MAX_CPUS, MAX_EVENTS, EngineConfig, MachineConfig, RunConfig, build, number, number_list, word
 
 AXES = ("workload", "policy", "num_cpus", "pressure", "seed")

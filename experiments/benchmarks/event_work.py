@@ -3,7 +3,7 @@
 ``python -m experiments.benchmarks.event_work [workload=llm] [events=N] [perf=true] [xla=true] [outputs=DIR]`` from the repository root; prints the
 tables of docs/PERFORMANCE.md and writes them as JSON below ``DIR/event_work``.
 
-* Gathers, scatters, bytes, sectors of 32 bytes: from the jaxprs of the kernels (``lufjax/work.py``). Visits: from native code that counts them.
+* Gathers, scatters, bytes, sectors of 32 bytes: from the jaxprs of the kernels (``lufjax/benchmark/work.py``). Visits: from native code that counts them.
 * LLVM instructions: of the optimised module, block by block, times how often each block runs; without phis, address computations and casts, which
   mostly cost nothing.
 * Bounds: memory bandwidth (as STREAM measures it) and additions per second, both measured here; 4.8 TB/s for an H200, from its data sheet.
@@ -31,7 +31,12 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from lufjax import bench, engine, measured, native, provenance, rollout, work
+from lufjax import engine, provenance
+from lufjax.backends import native, rollout
+from lufjax.benchmark import measured, work
+from lufjax.benchmark.cases import Batch, build, cases
+from lufjax.benchmark.facts import device_facts
+from lufjax.benchmark.options import parse
 from lufjax.params import MachineParams
 from lufjax.policy import FlushPolicy
 
@@ -55,18 +60,18 @@ class Options:
     outputs: str = "outputs"
 
 
-def batch_of(options: Options) -> bench.Batch:
+def batch_of(options: Options) -> Batch:
     """The machine of ``llm_8cpu``, a lane of each policy, on a workload."""
-    like = bench.cases(bench.parse({}), "native")[0]
+    like = cases(parse({}), "native")[0]
     words = tuple(f"workload={options.workload}" if word.startswith("workload=") else word for word in like.overrides)
     words = tuple(word for word in words if options.workload == "llm" or not word.startswith("workload.file_pages"))
-    return bench.build(replace(like, overrides=words, num_lanes=len(like.policies), num_events=options.events, max_seeds=1))
+    return build(replace(like, overrides=words, num_lanes=len(like.policies), num_events=options.events, max_seeds=1))
 
 
 class Runnable:
     """Native code for a batch, from its module after ``change``; every function can be found by name."""
 
-    def __init__(self, batch: bench.Batch, change: Callable[[str], str] = lambda text: text) -> None:
+    def __init__(self, batch: Batch, change: Callable[[str], str] = lambda text: text) -> None:
         self.batch, self.program = batch, work.program_of(batch.traces, batch.params)
         module = native.build_run_lanes(batch.shape, self.program, native.arrays_of(batch.shape))
         for function in module.functions:
@@ -132,7 +137,7 @@ class Counting:
         return "\n".join([*lines, *(f"@{name} = global i64 0, align 8" for name in self.functions.values())])
 
 
-def count_instructions(batch: bench.Batch) -> dict[str, float]:
+def count_instructions(batch: Batch) -> dict[str, float]:
     """LLVM instructions for each event, by function."""
     counting = Counting()
     code = Runnable(batch, counting)
@@ -206,7 +211,7 @@ def time_shares(code: Runnable, repeats: int) -> dict[str, float]:
     return {name: count / sum(found.values()) for name, count in found.items()}
 
 
-def xla_analysis(batch: bench.Batch, program: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def xla_analysis(batch: Batch, program: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """XLA's own cost analysis of each kernel as it runs on ``XLA_SLOTS`` lanes, for each lane: bytes, gathers, scatters."""
     base = work.start(batch.shape, batch.params, batch.traces, batch.trace_index[:1])
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((XLA_LANES, *leaf.shape[1:]), leaf.dtype), base)
@@ -245,7 +250,7 @@ def measure(options: Options) -> dict[str, Any]:
         "kernels": kernels, "ns_per_event": 1e9 * seconds / batch.lane_events, "instructions": sum(instructions.values()),
         "loop_share": shares.get("run_lane"), "bandwidth_one": measured.stream_bandwidth(1),
         "bandwidth_all": measured.stream_bandwidth(engine.num_cores()), "additions": additions_per_second(),
-        "options": asdict(options), "device": bench.device_facts("native"), "provenance": provenance.environment(),
+        "options": asdict(options), "device": device_facts("native"), "provenance": provenance.environment(),
     }  # fmt: skip
 
 

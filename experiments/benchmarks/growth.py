@@ -22,8 +22,12 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from experiments.benchmarks import reference
-from lufjax import bench, counters, engine, measured, native, rollout, work
-from lufjax.style import BLACK, BLUE
+from lufjax import counters, engine
+from lufjax.backends import native, rollout
+from lufjax.benchmark import measured, work
+from lufjax.benchmark.cases import Batch, Case, build
+from lufjax.benchmark.turns import Disagreement
+from lufjax.results.style import BLACK, BLUE
 
 POLICIES = ("linux", "luf_v10")
 LIMIT = 1.5
@@ -55,7 +59,7 @@ class Point:
     axis: str
     size: int
 
-    def build(self, most_events: int) -> bench.Batch:
+    def build(self, most_events: int) -> Batch:
         """Its lanes: enough events to fill the memory with the first half."""
         frames = self.size if self.axis == "frames" else 4096
         cpus = self.size if self.axis == "CPUs" else 8
@@ -65,13 +69,13 @@ class Point:
             f"workload.file_pages={FILE_PAGES * frames}", *tlb,
         )  # fmt: skip
         events = min(most_events, max(400_000, 16 * frames))
-        return bench.build(bench.Case(self.axis, overrides, POLICIES, frames, LANES, events, 1))
+        return build(Case(self.axis, overrides, POLICIES, frames, LANES, events, 1))
 
 
 POINTS = tuple(Point(axis, size) for axis, sizes in AXES.items() for size in sizes)
 
 
-def engine_seconds(batch: bench.Batch, compiled: native.NativeProgram) -> tuple[float, np.ndarray]:
+def engine_seconds(batch: Batch, compiled: native.NativeProgram) -> tuple[float, np.ndarray]:
     """CPU time of the second half of the events in compiled code, and the counters at their end."""
     state = work.start(batch.shape, batch.params, batch.traces, batch.trace_index)
     events = np.ascontiguousarray(rollout.pack_events(np.stack([trace.events for trace in batch.traces])))
@@ -83,7 +87,7 @@ def engine_seconds(batch: bench.Batch, compiled: native.NativeProgram) -> tuple[
     return time.thread_time() - begin, np.asarray(state.counters)[:, [COLUMN[name] for name in COUNTED]]
 
 
-def c_seconds(batch: bench.Batch, binary: Path) -> tuple[float, np.ndarray]:
+def c_seconds(batch: Batch, binary: Path) -> tuple[float, np.ndarray]:
     """CPU time of the second half of the events in the C program: that of all of them less that of the first half."""
     spent, counted = [], np.zeros(0)
     for share in (2, 1):
@@ -102,7 +106,7 @@ def measure(options: Options) -> xr.Dataset:
     """Nanoseconds per event of every point, ``ns[point, program, repeat]``.
 
     Raises:
-        bench.Disagreement: engine and C program counted different things.
+        Disagreement: engine and C program counted different things.
     """
     times = np.zeros((len(POINTS), 2, options.repeats))
     events, size = np.zeros(len(POINTS), np.int64), np.zeros(len(POINTS), np.int64)
@@ -114,7 +118,7 @@ def measure(options: Options) -> xr.Dataset:
                 compiled = native.compile_for(batch.shape, work.program_of(batch.traces, batch.params))
                 (ours, counted), (theirs, expected) = engine_seconds(batch, compiled), c_seconds(batch, binary)
                 if (counted != expected).any():
-                    raise bench.Disagreement(f"{point}: the engine and reference.c counted different things")
+                    raise Disagreement(f"{point}: the engine and reference.c counted different things")
                 half = len(batch.trace_index) * (batch.num_events - batch.num_events // 2)
                 times[number, :, repeat] = 1e9 * ours / half, 1e9 * theirs / half
                 events[number], size[number] = batch.num_events, engine.bytes_per_lane(batch.shape)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lufjax.bench import device_facts, versions
+from lufjax.benchmark.facts import device_facts, versions
 from lufjax.presets import config_dir, load_policy, policy_words
 from lufjax.search.alphabet import Alphabet, load_alphabet
 from lufjax.search.exhaustive import Limits, Result, explore

@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 
 from lufjax import engine
-from lufjax.bench import POLICIES, Batch, Disagreement, device_facts, refuse_difference, versions
+from lufjax.benchmark.cases import Batch
+from lufjax.benchmark.facts import device_facts, versions
+from lufjax.benchmark.options import POLICIES
+from lufjax.benchmark.turns import Disagreement, refuse_difference
 from lufjax.config import load_run_config
 from lufjax.events import OP, REPEAT, Op
-from lufjax.grid import plan
 from lufjax.stripping import leaning
+from lufjax.sweeps.grid import plan
+from lufjax.sweeps.traces import TraceSource, fit
 from lufjax.trace import Trace
-from lufjax.traces import TraceSource, fit
 from lufjax.workloads.recording import read_recording
 from lufjax.workloads.replay import TRACES, recording_path
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lufjax import engine, grid
+from lufjax import engine
 from lufjax.config import load_run_config
-from lufjax.traces import TraceSource, fit
+from lufjax.sweeps import grid
+from lufjax.sweeps.traces import TraceSource, fit
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "KERNEL_COUNTS.md"

@@ -2,7 +2,7 @@
 
 A lane is always in one phase. A phase is a kernel for one machine: it reads the state, decides, and returns what to write, and which phase
 comes next; it does a bounded amount of work. Most accesses finish in ``FETCH``. Work of varying length (a batch to free,
-pages to invalidate) is a phase that repeats. ``rollout.py`` runs, in each block of lanes, the phase that most lanes wait for.
+pages to invalidate) is a phase that repeats. ``backends/rollout.py`` runs, in each block of lanes, the phase that most lanes wait for.
 
 A called phase returns to the code in its ``*_ret`` register. Calls never nest into themselves:
 FETCH, FAULT, MAPPING, FINISH, OTHER -> ALLOC -> RECLAIM -> UNMAP -> DRAIN -> PCP_DRAIN, and all of them -> FLUSH -> INVLPG.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lufjax.policy import RANGES, from_words
-from lufjax.scenario_file import entry_of
+from lufjax.scenarios.scenario_file import entry_of
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.exhaustive import Limits, Result, explore
 from lufjax.search.hazards import NAMES, hazard_of

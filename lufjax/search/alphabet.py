@@ -14,7 +14,7 @@ import yaml
 
 from lufjax.params import MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy, to_words
-from lufjax.scenario_file import Scenario, load_scenario
+from lufjax.scenarios.scenario_file import Scenario, load_scenario
 from lufjax.trace import Trace
 
 

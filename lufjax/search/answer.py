@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lufjax import scenario as scenarios
 from lufjax.events import Op
 from lufjax.policy import from_words
 from lufjax.provenance import code_digest, environment
-from lufjax.run_id import locked
-from lufjax.scenario_file import entry_of, load_scenario
+from lufjax.scenarios import scenario as scenarios
+from lufjax.scenarios.scenario_file import entry_of, load_scenario
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.as_litmus import write_litmus
 from lufjax.search.exhaustive import Coverage, Limits, Result, explore
@@ -30,6 +29,7 @@ from lufjax.search.options import Options
 from lufjax.search.rules import deciding_rules
 from lufjax.search.sampling import Sampled, sample
 from lufjax.search.storage import Storage
+from lufjax.sweeps.run_id import locked
 
 EVERY_SECONDS = 5.0
 """Between lines of progress."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lufjax import scenario as scenarios
 from lufjax import state as st
 from lufjax.events import Op, Violation, VmaFlag
-from lufjax.litmus import run_litmus
-from lufjax.litmus_file import MARK, MAX_CPU, MAX_FRAME, MAX_OBJECT, MAX_PAGE, MAX_SPACES, Litmus, load_litmus
 from lufjax.presets import policy_words
-from lufjax.scenario_file import Scenario, load_scenario
-from lufjax.timeline import EventView
+from lufjax.scenarios import scenario as scenarios
+from lufjax.scenarios.litmus import run_litmus
+from lufjax.scenarios.litmus_file import MARK, MAX_CPU, MAX_FRAME, MAX_OBJECT, MAX_PAGE, MAX_SPACES, Litmus, load_litmus
+from lufjax.scenarios.scenario_file import Scenario, load_scenario
+from lufjax.scenarios.timeline import EventView
 
 NO_ACCESS = "ATOMIC_FLUSH is not an access"
 COPIED = "no micro-step copies a page on write that others go on using"

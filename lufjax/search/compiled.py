@@ -1,6 +1,6 @@
 """Native loops of the search: what follows a batch of states and the keys of that, and the set of keys.
 
-The phase kernels and the key are those that JAX traces (:mod:`lufjax.native`); only the loops around them are written here.
+The phase kernels and the key are those that JAX traces (:mod:`lufjax.backends.native`); only the loops around them are written here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from llvmlite import ir
 
-from lufjax import native
 from lufjax import state as st
+from lufjax.backends import native
+from lufjax.backends.lowering import Lowering, read_p
+from lufjax.backends.native import POINTER, loop, machine_code
+from lufjax.backends.operations import BOOL, I32, I64, all_equal
 from lufjax.counters import SCALARS
 from lufjax.events import Violation
-from lufjax.lowering import Lowering, all_equal, read_p
-from lufjax.native import BOOL, I32, I64, POINTER, loop, machine_code
 from lufjax.params import MachineShape
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.state import MachineState
@@ -80,7 +81,7 @@ def compile_keys(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
     """Compile functions of one machine between two events to rows of small integers.
 
     Args:
-        functions: their operations are those that :mod:`lufjax.lowering` translates.
+        functions: their operations are those that :mod:`lufjax.backends.lowering` translates.
         arrays: shape and dtype of each array of the state, in its order.
         fixed: ``int32[state width]`` of which the elements that are not FREE are the same in every machine that a key is asked of; None for none.
         facts: all that ``functions`` depends on.

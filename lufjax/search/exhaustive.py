@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lufjax.backends.runners import num_cores
 from lufjax.events import Violation
 from lufjax.policy import FlushPolicy
-from lufjax.runners import num_cores
 from lufjax.search.alphabet import Alphabet, check_policy
 from lufjax.search.findings import Finding, Findings
 from lufjax.search.key_set import KeySet

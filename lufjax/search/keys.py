@@ -1,7 +1,8 @@
 """The part of one machine's state that its future depends on, as a row of small integers: states with equal keys behave alike from then on.
 
 What is projected away, and why that is sound: docs/EXPLORE.md. Written for one machine with JAX; the operations are those that
-:mod:`lufjax.lowering` translates, tables in memory among them. :mod:`lufjax.search.symmetry` renames CPUs and pages before, frames are renamed here.
+:mod:`lufjax.backends.lowering` translates, tables in memory among them. :mod:`lufjax.search.symmetry` renames CPUs and pages before, frames
+are renamed here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
-from lufjax.lowering import first_p, pick_p
+from lufjax.backends.lowering import first_p, pick_p
 from lufjax.params import MachineShape
 from lufjax.search.alphabet import has_room
 from lufjax.state import MachineState

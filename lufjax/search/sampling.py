@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lufjax.backends.runners import num_cores
 from lufjax.events import Violation
 from lufjax.policy import FlushPolicy
-from lufjax.runners import num_cores
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.findings import Finding
 from lufjax.search.shrink import shrink

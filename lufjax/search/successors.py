@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from lufjax import counters, native, rollout
+from lufjax import counters
 from lufjax import state as st
+from lufjax.backends import native, rollout
 from lufjax.faults import ADVICE
 from lufjax.params import MachineShape, has_slow
 from lufjax.policy import FlushPolicy

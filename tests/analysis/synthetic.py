@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from lufjax.analysis import CLASSES, DIMS
 from lufjax.counters import HISTOGRAMS, NUM_BUCKETS, SCALARS
 from lufjax.presets import load_preset
+from lufjax.results.analysis import CLASSES, DIMS
 
 POLICIES = ("never", "eager", "linux", "luf_naive", "luf_vma_flag", "luf_v10", "fpr", "latr")
 # per policy: shootdowns relative to linux, share of each payer (reclaim, mapping, fault, alloc), stale accesses, unsafe

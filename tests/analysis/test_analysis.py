@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lufjax import analysis
+from lufjax.results import analysis
 
 from .synthetic import results, write_run
 
@@ -118,5 +118,5 @@ def test_lines_that_name_what_is_missing(tmp_path):
 
 
 def test_dimensions_are_those_of_the_grid():
-    grid = pytest.importorskip("lufjax.grid")
+    grid = pytest.importorskip("lufjax.sweeps.grid")
     assert analysis.DIMS == grid.DIMS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lufjax.analysis import RECEIVED
-from lufjax.cost import CostModel, cost_from_fields, cross_share, load_cost, price
 from lufjax.presets import load_preset, preset_names
+from lufjax.results.analysis import RECEIVED
+from lufjax.results.cost import CostModel, cost_from_fields, cross_share, load_cost, price
 
 from .synthetic import results
 

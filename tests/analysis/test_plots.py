@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lufjax import style
-from lufjax.analysis import MissingBaseline, MissingVariable
-from lufjax.cost import load_cost
-from lufjax.plots import INDEX, builders, figure_name, plot_run, scene_of
-from lufjax.report import write_report
-from lufjax.run_directory import run_cost, transports
+from lufjax.results import style
+from lufjax.results.analysis import MissingBaseline, MissingVariable
+from lufjax.results.cost import load_cost
+from lufjax.results.plots import INDEX, builders, figure_name, plot_run, scene_of
+from lufjax.results.report import write_report
+from lufjax.results.run_directory import run_cost, transports
 
 from .synthetic import config_of, results, write_run
 
@@ -52,7 +52,7 @@ def test_every_figure_has_picture_vector_and_numbers(drawn):
 def test_the_same_run_gives_the_same_bytes_in_another_process(drawn):
     run, files = drawn
     before = digests(files)
-    code = "import sys; from lufjax.plots import plot_run; plot_run(sys.argv[1])"
+    code = "import sys; from lufjax.results.plots import plot_run; plot_run(sys.argv[1])"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT), "TZ": "Asia/Tokyo"}
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, env=environment, timeout=120)
     assert digests(files) == before

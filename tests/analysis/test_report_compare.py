@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lufjax.compare import compare_runs, config_differences, counter_differences
-from lufjax.plots import plot_run
-from lufjax.report import write_report
+from lufjax.results.compare import compare_runs, config_differences, counter_differences
+from lufjax.results.plots import plot_run
+from lufjax.results.report import write_report
 
 from .synthetic import config_of, results, write_run
 

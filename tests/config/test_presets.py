@@ -85,7 +85,7 @@ def test_an_installed_package_finds_its_configs_from_anywhere(tmp_path):
 
 def test_importing_the_package_touches_no_device(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "nonsense", "PYTHONPATH": str(ROOT)}
-    names = [f"lufjax.{path.stem}" for path in (ROOT / "lufjax").glob("*.py") if path.stem != "__init__"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in (ROOT / "lufjax").rglob("*.py")]
     code = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]"
     subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, env=environment, check=True)
 

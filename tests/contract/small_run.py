@@ -14,8 +14,8 @@ from lufjax.engine import Samples, simulate
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
 from lufjax.presets import load_policy, load_preset
+from lufjax.sweeps.traces import fit, measure
 from lufjax.trace import Trace
-from lufjax.traces import fit, measure
 
 L1, L2 = TlbGeometry(4, 2), TlbGeometry(8, 3)
 

@@ -18,16 +18,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("state",),
     ("snapshot", "kernels", "event_check"),
     ("phases",),
-    ("rollout",),
-    ("lowering", "provenance"),
-    ("code_cache",),
-    ("native",),
-    ("gpu",),
-    ("runners", "stripping"),
+    ("backends.rollout", "backends.operations", "provenance"),
+    ("backends.lowering", "backends.code_cache"),
+    ("backends.native",),
+    ("backends.gpu",),
+    ("backends.runners", "stripping"),
     ("machines",),
     ("engine",),
 )
-"""The machine, from the bottom. Modules that are not named here stand above the engine or beside it, and none of these may import them."""
+"""Modules and packages of the machine, from the bottom. Those that are not named here stand above the engine or beside it, and none of these may
+import them."""
 WORKLOAD_MAY = {"events", "trace", "workloads"}
 
 
@@ -57,24 +57,31 @@ def imports_of(path: Path) -> set[str]:
     return {name.removeprefix("lufjax.") for name in names if name == "lufjax" or name.startswith("lufjax.")}
 
 
+def part_of(name: str) -> str | None:
+    """The part of :data:`LAYERS` that a module, or a name in one, belongs to."""
+    return next((part for names in LAYERS for part in names if f"{name}.".startswith(f"{part}.")), None)
+
+
 def layer_of(name: str) -> int | None:
-    """Layer of a module, or of what is in a package of :data:`LAYERS`."""
-    top = name.split(".")[0]
-    return next((level for level, names in enumerate(LAYERS) if top in names), None)
+    """Layer of a module."""
+    return next((level for level, names in enumerate(LAYERS) if part_of(name) in names), None)
 
 
 def test_every_layer_exists() -> None:
-    known = {name.split(".")[0] for name in modules()}
-    assert {name for names in LAYERS for name in names} <= known
+    assert {name for names in LAYERS for name in names} <= set(modules())
+
+
+def test_every_backend_has_a_layer() -> None:
+    assert [name for name in modules() if name.startswith("backends.") and layer_of(name) is None] == []
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if layer_of(name) is not None])
 def test_imports_go_down(name: str) -> None:
     own = layer_of(name)
     assert own is not None
-    top = name.split(".")[0]
-    known = {module.split(".")[0] for module in modules()} - {""}
-    for used in {used.split(".")[0] for used in imports_of(modules()[name])} & known - {top}:
+    known = {module for module in modules() if module and module != "backends"}
+    used_modules = {".".join(used.split(".")[:length]) for used in imports_of(modules()[name]) for length in (1, 2)} & known
+    for used in {used for used in used_modules if part_of(used) != part_of(name)}:
         below = layer_of(used)
         assert below is not None, f"{name} imports {used}, which stands above it"
         assert below < own, f"{name} imports {used}, which is not below it"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xarray as xr
 
-from lufjax import sweep
 from lufjax.config import load_run_config
 from lufjax.policy import FlushPolicy
 from lufjax.presets import load_policy
+from lufjax.sweeps import sweep
 
 SAME_BASE = ("luf_vma_flag", "luf_pte_marker", "luf_pte_marker+marker_fault:flush", "luf_naive+munmap_debt_rule:pending", "luf_always")
 

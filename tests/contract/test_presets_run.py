@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lufjax import counters, native, rollout
+from lufjax import counters
+from lufjax.backends import native, rollout
 from lufjax.machines import Machines
 from lufjax.params import MachineParams
 from lufjax.policy import CHOICES, RANGES, FlushPolicy, from_words, to_words

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lufjax import rollout
 from lufjax import state as st
+from lufjax.backends import rollout
+from lufjax.backends.runners import make_runner
 from lufjax.event_check import check_rows
 from lufjax.machines import counters_of, violations_of
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
-from lufjax.runners import make_runner
 from lufjax.snapshot import snapshot
 from lufjax.state import MachineState, init_state
 from lufjax.trace import Trace

@@ -12,8 +12,8 @@ from lufjax import workloads
 from lufjax.engine import Samples, simulate
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
+from lufjax.sweeps.traces import measure
 from lufjax.trace import Trace
-from lufjax.traces import measure
 from tests.differential.pair import Sizes, engine_record, first_difference, oracle_record, states_after
 from tests.golden.page_stream import RECORDINGS
 from tests.oracle import Oracle

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
-from lufjax.gpu import device
-from lufjax.gpu.program import ARGUMENTS, EMULATED, build_module
-from lufjax.gpu.rows import LINE
-from lufjax.native import machine_code
+from lufjax.backends.gpu import device
+from lufjax.backends.gpu.program import ARGUMENTS, EMULATED, build_module
+from lufjax.backends.gpu.rows import LINE
+from lufjax.backends.native import machine_code
 from lufjax.params import MachineShape
 
 

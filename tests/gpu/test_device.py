@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lufjax import rollout
+from lufjax.backends import rollout
+from lufjax.backends.gpu import device
 from lufjax.events import OP
-from lufjax.gpu import device
 from lufjax.params import MachineShape
 from tests.contract.small_run import assert_same, build_trace, small_run
 from tests.gpu.emulated import EmulatedDevice

@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from lufjax import capacity, engine, rollout, runners
+from lufjax import engine
+from lufjax.backends import rollout, runners
+from lufjax.backends.gpu import device, lanes, rows
 from lufjax.config import load_run_config
 from lufjax.engine import Machines, Samples
-from lufjax.gpu import device, lanes, rows
-from lufjax.grid import plan
 from lufjax.state import MachineState, init_state
-from lufjax.traces import TraceSource
+from lufjax.sweeps import capacity
+from lufjax.sweeps.grid import plan
+from lufjax.sweeps.traces import TraceSource
 from tests.contract.small_run import SmallRun, assert_same, build_trace, pick_lanes, small_run
 from tests.differential.pair import states_after
 from tests.gpu.emulated import emulate

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from jax import export
 
-from lufjax import rollout
+from lufjax.backends import rollout
+from lufjax.backends.gpu.program import ARGUMENTS, BLOCK, ptx_of
 from lufjax.config import load_run_config
 from lufjax.events import OP
-from lufjax.gpu.program import ARGUMENTS, BLOCK, ptx_of
-from lufjax.grid import plan
 from lufjax.params import MachineShape
-from lufjax.traces import TraceSource
+from lufjax.sweeps.grid import plan
+from lufjax.sweeps.traces import TraceSource
 from tests.perf.test_xla import SHAPE, program_and_arguments
 
 REGISTERS = 65536

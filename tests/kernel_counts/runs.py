@@ -14,8 +14,8 @@ from lufjax.events import OP, REPEAT, Op
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.presets import load_policy
 from lufjax.snapshot import snapshot
+from lufjax.sweeps.traces import fit
 from lufjax.trace import Trace
-from lufjax.traces import fit
 from lufjax.workloads import build
 
 SHAPE = MachineShape(

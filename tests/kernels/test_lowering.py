@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
-from lufjax import native
-from lufjax.lowering import Lowering, emit_writes, read_p, split_p
+from lufjax.backends import native
+from lufjax.backends.lowering import Lowering, emit_writes, read_p, split_p
 
 ARRAYS = {"x": ((4,), np.dtype(np.int32)), "y": ((4,), np.dtype(np.int32))}
 

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lufjax import litmus, litmus_file, native
+from lufjax.backends import native
 from lufjax.cli import main
 from lufjax.events import Violation
-from lufjax.litmus_file import load_litmus
 from lufjax.params import MachineParams
 from lufjax.phases import fetch
 from lufjax.presets import litmus_files
+from lufjax.scenarios import litmus, litmus_file
+from lufjax.scenarios.litmus_file import load_litmus
 from tests.differential.pair import engine_record, first_difference, oracle_record, states_of
 from tests.scenario.oracle_machine import build_oracle
 

@@ -11,8 +11,8 @@ import json
 
 import numpy as np
 
+from lufjax.backends.gpu import device
 from lufjax.engine import Samples
-from lufjax.gpu import device
 from tests.contract.small_run import build_trace, flatten, small_run
 from tests.gpu.emulated import EmulatedDevice
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lufjax.events import ANON, Op
-from lufjax.grid import DIMS, memory, plan, watermarks
+from lufjax.sweeps.grid import DIMS, memory, plan, watermarks
+from lufjax.sweeps.traces import TraceKey, TraceSource, fit, footprint, measure
 from lufjax.trace import Trace
-from lufjax.traces import TraceKey, TraceSource, fit, footprint, measure
 from tests.output.small import small_config
 
 

@@ -13,11 +13,13 @@ import pytest
 import xarray as xr
 import yaml
 
-from lufjax import capacity, cli, dataset, run_id, sweep
+from lufjax import cli
 from lufjax import config as config_module
 from lufjax.counters import HISTOGRAMS, SCALARS
 from lufjax.faults import EngineFault, Fault
-from lufjax.grid import DIMS
+from lufjax.results import dataset
+from lufjax.sweeps import capacity, run_id, sweep
+from lufjax.sweeps.grid import DIMS
 from tests.output.fake_engine import FakeEngine
 from tests.output.small import SMALL, small_config
 
@@ -263,9 +265,9 @@ def test_kill_and_start_again_loses_no_finished_chunk(fake, tmp_path):
 
 def test_never_run_cells_are_missing(fake, tmp_path):
     """A store with an unfinished chunk gives missing values there, integers elsewhere."""
-    from lufjax.grid import plan
-    from lufjax.store import Store
-    from lufjax.traces import TraceSource
+    from lufjax.results.store import Store
+    from lufjax.sweeps.grid import plan
+    from lufjax.sweeps.traces import TraceSource
 
     config = small_config("-m", "num_cpus=2", "policy=linux,never", "seed=range(0,8)")
     source = TraceSource(config.workloads, config.num_events, 2**26)

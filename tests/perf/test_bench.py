@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lufjax import bench, bench_lanes
+from lufjax.benchmark import bench, bench_lanes
+from lufjax.benchmark.cases import build, cases
+from lufjax.benchmark.facts import load_reference
+from lufjax.benchmark.options import POLICIES, parse
+from lufjax.benchmark.turns import Disagreement, refuse_difference
 
 RATIOS = {"ratio_to_c_llm_8cpu", "ratio_to_c_random_read_8cpu", "ratio_to_c_llm_64cpu_big"}
 TIMES = {"events_per_s", "compile_s", "first_s", "steady_s", "steady_s_min", "steady_s_max"}
@@ -18,13 +22,13 @@ FACTS = TIMES | {"bytes_per_lane", "lanes", "events", "config", "shape"}
 
 
 def test_quick_run_prints_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    has_compiler = bench.load_reference().find_compiler() is not None
+    has_compiler = load_reference().find_compiler() is not None
     assert bench.main({"quick": True, "device": "cpu", "json": True, "outputs": str(tmp_path)}) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert {key for key in report if key.startswith("ratio_to_c")} == (RATIOS if has_compiler else set())
     assert report["mixed_over_most_expensive"] > 0
-    assert report["most_expensive_policy"] in bench.POLICIES
+    assert report["most_expensive_policy"] in POLICIES
     assert {"platform", "kind", "cpu_model", "num_cores"} <= set(report["device"])
     assert report["versions"]["jax"]
     assert report["backend"] == "native"
@@ -70,15 +74,15 @@ def test_without_a_compiler_ratios_are_absent_and_one_line_says_so(
 
 
 def test_different_counters_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    case = replace(bench.cases(bench.parse({"quick": True}), "native")[0], policies=("linux",), num_lanes=1)
-    _, samples = bench.build(case).run("native")
-    bench.refuse_difference("llm", samples, samples)
+    case = replace(cases(parse({"quick": True}), "native")[0], policies=("linux",), num_lanes=1)
+    _, samples = build(case).run("native")
+    refuse_difference("llm", samples, samples)
     other = replace(samples, received=samples.received + (np.arange(8) == 3))
-    with pytest.raises(bench.Disagreement, match=r"llm: the engine and reference\.c differ in received on 1 lanes, first on lane 0"):
-        bench.refuse_difference("llm", samples, other)
+    with pytest.raises(Disagreement, match=r"llm: the engine and reference\.c differ in received on 1 lanes, first on lane 0"):
+        refuse_difference("llm", samples, other)
 
     def differs(*_: object) -> None:
-        raise bench.Disagreement("llm: they differ")
+        raise Disagreement("llm: they differ")
 
     monkeypatch.setattr(bench, "measure_all", differs)
     assert bench.main({"json": True}) == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from lufjax import code_cache, native
+from lufjax.backends import code_cache, native
 from lufjax.presets import config_dir, load_policy
 from lufjax.search import compiled
 from lufjax.search.alphabet import load_alphabet

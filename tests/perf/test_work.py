@@ -10,18 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from lufjax import work
+from lufjax.backends.lowering import read_p
+from lufjax.backends.native import lane_arrays, trace_kernel
+from lufjax.backends.rollout import KERNELS
+from lufjax.benchmark import work
 from lufjax.config import load_run_config
 from lufjax.engine import bytes_per_lane
-from lufjax.grid import plan
-from lufjax.lowering import read_p
-from lufjax.native import lane_arrays, trace_kernel
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy
-from lufjax.rollout import KERNELS
 from lufjax.state import init_state
+from lufjax.sweeps.grid import plan
+from lufjax.sweeps.traces import TraceSource
 from lufjax.trace import EMPTY_TRACE
-from lufjax.traces import TraceSource
 from tests.contract.small_run import build_trace, small_run
 
 SMALL = MachineShape(

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lufjax import engine, rollout
+from lufjax import engine
+from lufjax.backends import rollout
 from lufjax.events import Op
 from lufjax.params import MachineParams, MachineShape, TlbGeometry
 from lufjax.policy import FlushPolicy

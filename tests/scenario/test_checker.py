@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lufjax import native
+from lufjax.backends import native
 from lufjax.events import Op, Violation
-from lufjax.matrix import policies_of, violations_after
 from lufjax.phases import atomic, fetch
 from lufjax.phases.fetch import Facts, classes_of
 from lufjax.presets import config_dir, preset_names
-from lufjax.scenario_file import load_scenario
+from lufjax.scenarios.matrix import policies_of, violations_after
+from lufjax.scenarios.scenario_file import load_scenario
 
 SCENARIOS = [load_scenario(path) for path in sorted((config_dir() / "scenario").glob("*.yaml"))]
 LANES = [(i, policy) for i, scenario in enumerate(SCENARIOS) for policy in policies_of(scenario, preset_names("policy"))]

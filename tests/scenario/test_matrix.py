@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from lufjax.cli import main
-from lufjax.matrix import run_matrix
 from lufjax.presets import config_dir, policy_words, preset_names
-from lufjax.scenario import play
-from lufjax.scenario_file import load_scenario
+from lufjax.scenarios.matrix import run_matrix
+from lufjax.scenarios.scenario import play
+from lufjax.scenarios.scenario_file import load_scenario
 
 SHIPPED = [load_scenario(path) for path in sorted((config_dir() / "scenario").glob("*.yaml"))]
 

@@ -10,7 +10,7 @@ import yaml
 
 from lufjax.events import FIRST_PAGE, Op, VmaFlag
 from lufjax.presets import config_dir, preset_names
-from lufjax.scenario_file import SMALLEST, load_scenario
+from lufjax.scenarios.scenario_file import SMALLEST, load_scenario
 
 SHIPPED = sorted((config_dir() / "scenario").glob("*.yaml"))
 MAP = {"process": 0, "pages": "0-1", "file": 0, "prot": "r", "flags": "shared"}

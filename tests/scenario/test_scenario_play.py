@@ -12,9 +12,9 @@ import yaml
 from lufjax.cli import main
 from lufjax.faults import EngineFault, Fault
 from lufjax.presets import config_dir, policy_words
-from lufjax.scenario import play, run_scenario, timeline
-from lufjax.scenario_file import DEFAULT, load_scenario
-from lufjax.timeline import WIDTH, cpu_list
+from lufjax.scenarios.scenario import play, run_scenario, timeline
+from lufjax.scenarios.scenario_file import DEFAULT, load_scenario
+from lufjax.scenarios.timeline import WIDTH, cpu_list
 
 from .oracle_machine import build_oracle
 from .test_scenario_files import SHIPPED, small, written

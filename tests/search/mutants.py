@@ -18,8 +18,8 @@ from unittest import mock
 import jax.numpy as jnp
 from jax import Array
 
-from lufjax import rollout
 from lufjax import state as st
+from lufjax.backends import rollout
 from lufjax.events import Op, Payer
 from lufjax.kernels import cpumask, frames
 from lufjax.phases import alloc, atomic, debt

@@ -10,11 +10,11 @@ import yaml
 
 from lufjax.cli import main
 from lufjax.events import Violation
-from lufjax.litmus import POLICY, run_litmus, shape_for, shifted, start_of
-from lufjax.litmus_file import Litmus, load_litmus
 from lufjax.params import MachineParams
 from lufjax.policy import from_words
 from lufjax.presets import config_dir, policy_words
+from lufjax.scenarios.litmus import POLICY, run_litmus, shape_for, shifted, start_of
+from lufjax.scenarios.litmus_file import Litmus, load_litmus
 from lufjax.search.alphabet import load_alphabet
 from lufjax.search.answer import scenario_text
 from lufjax.search.as_litmus import COPIED, EARLIER, NO_ACCESS, OLD_READ, OTHERWISE, REASONS, TOO_LARGE, write_litmus

@@ -14,8 +14,8 @@ import pytest
 from lufjax.cli import main
 from lufjax.events import Violation
 from lufjax.presets import config_dir, load_policy, policy_words
-from lufjax.scenario import play
-from lufjax.scenario_file import load_scenario
+from lufjax.scenarios.scenario import play
+from lufjax.scenarios.scenario_file import load_scenario
 from lufjax.search import exhaustive, storage
 from lufjax.search.alphabet import Alphabet, load_alphabet
 from lufjax.search.exhaustive import Limits, explore

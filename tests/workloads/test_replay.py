@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lufjax.events import ANON, Op
-from lufjax.traces import footprint
+from lufjax.sweeps.traces import footprint
 from lufjax.workloads import build
 from lufjax.workloads.lackey import import_lackey
 from lufjax.workloads.recording import read_recording

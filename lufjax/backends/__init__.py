@@ -1,0 +1,1 @@
+"""Ways to run the kernels on many machines: native code, a GPU, XLA; with the same bits."""

@@ -1,0 +1,1 @@
+"""How fast the engine is, beside the C program, and what an event costs."""
