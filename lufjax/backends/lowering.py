@@ -85,6 +85,7 @@ class Lowering:
     def __init__(self, builder: Any, memory: Memory, fixed: Mapping[str, np.ndarray] | None = None) -> None:
         self.builder, self._memory, self._fixed = builder, memory, fixed or {}
         self._pointers: dict[str, Value] = {}
+        self._tables: dict[tuple[tuple[int, int], ...], Value] = {}
         self.loaded: dict[tuple[str, tuple[int, ...]], Value] = {}
 
     def pointer(self, array: str) -> Value:
@@ -112,10 +113,10 @@ class Lowering:
                 continue
             yes, no = (self.builder.append_basic_block("split") for _ in range(2))
             self.builder.cbranch(condition, yes, no)
-            pointers, loaded = self._pointers, self.loaded
+            pointers, tables, loaded = self._pointers, self._tables, self.loaded
             for block, value in ((yes, True), (no, False)):
                 self.builder.position_at_end(block)
-                self._pointers, self.loaded = dict(pointers), dict(loaded)
+                self._pointers, self._tables, self.loaded = dict(pointers), dict(tables), dict(loaded)
                 decided = known | {split.outs[0]: elements(np.asarray(value), np.dtype(bool))}
                 self._run(splits[number + 1 :], made_by, decided, results, finish)
             return
@@ -221,6 +222,13 @@ class Lowering:
             b.store(value, b.gep(place, [I64(number)]))
         return place
 
+    def _kept_table(self, rows: Sequence[Any]) -> Value:
+        """A table that is not written to: there is one for all who read the same scalars."""
+        names = tuple((row.constant, 0) if isinstance(row, ir.Constant) else (0, id(row)) for row in rows)
+        if names not in self._tables:
+            self._tables[names] = self._table(rows)
+        return self._tables[names]
+
     def _inside(self, index: Value, count: int) -> Value:
         """The index, or ``count`` for one outside."""
         return self.builder.sext(self.builder.select(self.builder.icmp_unsigned("<", index, I32(count)), index, I32(count)), I64)
@@ -239,7 +247,7 @@ class Lowering:
                 if constant[column] is not None:
                     result[(*at, column)] = constant[column]
                     continue
-                place = self._table(list(rows.ravel())) if place is None else place
+                place = self._kept_table(list(rows.ravel())) if place is None else place
                 row = b.mul(b.sext(index[at], I64) if inside else self._inside(index[at], count), I64(width)) if row is None else row
                 result[(*at, column)] = b.load(b.gep(place, [b.add(row, I64(column))]))
         return result.reshape((*index.shape, *table.shape[1:]))

@@ -46,11 +46,13 @@ Arrays = dict[str, tuple[tuple[int, ...], Any]]
 class SearchProgram(NamedTuple):
     """A compiled machine. ``engine`` has to live as long as the functions are called.
 
-    ``successors(rows, which, entries, n, params, events, stride, lengths, steps, key_functions, num_keys, words, start, fixed, reads, index, size,
-    every, out, kept, keys, outcomes, faults)`` applies entry ``entries[i]`` to ``rows[which[i]]``, writes its outcome, and of those that are enabled,
-    do not violate and change an element of ``reads`` (or all, with ``every``) the numbers (``kept``), rows (``out``) and smallest keys one after the
-    other; returns how many. A row holds the ``size`` elements of a state that ``index`` names; the others are those of ``start``. ``fixed`` and
-    ``reads`` are masks, 0 or -1 for each element of a state; an element of ``fixed`` that is not as in ``start`` is a fault, STRAYED.
+    ``successors(rows, lasts, which, entries, n, params, events, stride, lengths, steps, num_entries, key_functions, num_keys, words, start, fixed,
+    reads, index, size, every, out, kept, keys, outcomes, pairs, faults)`` applies entry ``entries[i]`` to ``rows[which[i]]``, writes its outcome,
+    and of those that are enabled, do not violate and change an element of ``reads`` (or all, with ``every``) the numbers (``kept``), rows (``out``)
+    and smallest keys one after the other; returns how many. A row holds the ``size`` elements of a state that ``index`` names; the others are those
+    of ``start``. ``fixed`` and ``reads`` are masks, 0 or -1 for each element of a state; an element of ``fixed`` that is not as in ``start`` is a
+    fault, STRAYED. ``pairs`` (``int64[num_entries + 1, num_entries]``) counts the enabled entries, by that which reached the state (``lasts``, -1
+    for none) plus 1.
     """
 
     engine: Any
@@ -183,7 +185,8 @@ def compile_search(
         return module
 
     flag = ctypes.c_int32
-    successors = ctypes.CFUNCTYPE(_L, _P, _P, _P, _L, _P, _P, _L, _P, flag, _P, _L, _L, _P, _P, _P, _P, _L, flag, _P, _P, _P, _P, _P)
+    given = (_P, _P, _P, _P, _L, _P, _P, _L, _P, flag, _L, _P, _L, _L, _P, _P, _P, _P, _L, flag)
+    successors = ctypes.CFUNCTYPE(_L, *given, _P, _P, _P, _P, _P, _P)
     return SearchProgram(*machine_code(build, ("search", shape, program, arrays), successors=successors))
 
 
@@ -191,10 +194,10 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
     ints, run_lane = POINTER, module.get_global("run_lane")
     copy = module.declare_intrinsic("llvm.memcpy", [BYTES, BYTES, I64])
     functions = KEY.as_pointer().as_pointer()
-    types = [ints, ints, ints, I64, ints, ints, I64, ints, I32, functions, I64, I64, ints, ints, ints, ints, I64, I32, ints, ints, LONGS, ints, ints]
-    function = ir.Function(module, ir.FunctionType(I64, types), name="successors")
-    rows, which, entries, n, params, events, stride, lengths, steps, *more = function.args
-    key_functions, num_keys, words, start, fixed, reads, index, size, every, out, kept, keys, outcomes, faults = more
+    given = [ints, ints, ints, ints, I64, ints, ints, I64, ints, I32, I64, functions, I64, I64, ints, ints, ints, ints, I64, I32]
+    function = ir.Function(module, ir.FunctionType(I64, [*given, ints, ints, LONGS, ints, LONGS, ints]), name="successors")
+    rows, lasts, which, entries, n, params, events, stride, lengths, steps, num_entries, *more = function.args
+    key_functions, num_keys, words, start, fixed, reads, index, size, every, out, kept, keys, outcomes, pairs, faults = more
     sizes = [int(np.prod(arrays[name][0], dtype=int)) for name in MachineState._fields]
     offsets = dict(zip(MachineState._fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     width, classes = sum(sizes), len(Violation)
@@ -243,6 +246,8 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
         refused = b.sub(b.load(at(row, disabled_at)), b.load(at(before, disabled_at)))
         is_enabled = b.icmp_signed("<", refused, b.load(b.gep(lengths, [entry])))
         b.store(b.select(is_enabled, b.load(violated), I32(DISABLED)), b.gep(outcomes, [i]))
+        pair = b.gep(pairs, [b.add(b.mul(b.add(b.sext(b.load(b.gep(lasts, [state])), I64), I64(1)), num_entries), entry)])
+        b.store(b.add(b.load(pair), b.zext(is_enabled, I64)), pair)
         b.store(BOOL(0), is_changed)
         with b.if_then(b.and_(is_enabled, b.icmp_signed("==", b.load(violated), I32(0)))):
             strayed, changed = _emit_differences(b, width, row, ((start, fixed), (before, reads)))
@@ -330,6 +335,12 @@ def _add_module() -> ir.Module:
         value = b.xor(value, b.lshr(value, I64(29)))
         b.store(value, b.gep(hashes, [i]))
         b.call(prefetch, [b.bitcast(b.gep(slots, [b.and_(value, mask)]), BYTES), I32(1), I32(1), I32(1)])
+
+    with loop(b, n) as i:
+        slot = b.load(b.gep(slots, [b.and_(b.load(b.gep(hashes, [i])), mask)]))
+        likely = b.gep(keys, [b.mul(b.sub(b.and_(slot, I64(0xFFFFFFFF)), I64(1)), words)])
+        for line in range(2):
+            b.call(prefetch, [b.gep(b.bitcast(likely, BYTES), [I64(64 * line)]), I32(0), I32(1), I32(1)])
 
     b.store(first, count)
     probe, taken, same, differs, empty, leave = (b.append_basic_block(name) for name in ("probe", "taken", "same", "differs", "empty", "leave"))

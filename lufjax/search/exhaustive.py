@@ -28,7 +28,7 @@ from lufjax.search.successors import Batch, Machine, Room, Strayed
 
 BATCH = 4096
 """Successors that one core has in memory at a time."""
-SPECIALISE = 1_000_000
+SPECIALISE = 300_000
 """Transitions after which keys and rows are made shorter (see docs/EXPLORE.md)."""
 AHEAD = 1
 """Batches that are ready or waiting, beside one for each core."""
@@ -207,42 +207,42 @@ class _Search:
 
     def _follow(self, pool: ThreadPoolExecutor, level: Level, found: LevelWriter) -> None:
         """Every entry on every state of a level; what is new goes to ``found``."""
-        c, n, first_id = self._coverage, self._num_entries, self._coverage.states - len(level)
+        c, n, first_id, most = self._coverage, self._num_entries, self._coverage.states - len(level), max(1, BATCH // self._num_entries)
         machine, rooms = self._machine, SimpleQueue[Room]()
         for _ in range(num_cores() + AHEAD + 1):
-            rooms.put(machine.room(max(BATCH, n)))
+            rooms.put(machine.room(most * n))
+        every_state, every_entry = np.repeat(np.arange(most, dtype=np.int32), n), np.tile(np.arange(n, dtype=np.int32), most)
 
         def run(part: tuple[int, np.ndarray, np.ndarray]) -> _Tried:
             first, rows, last = part
-            which, entries, room = np.repeat(np.arange(len(rows)), n), np.tile(np.arange(n), len(rows)), rooms.get()
+            which, entries, room = every_state[: len(rows) * n], every_entry[: len(rows) * n], rooms.get()
             try:
-                batch = machine.after(rows, which, entries, every=False, room=room)
+                batch = machine.after(rows, which, entries, last=last, every=False, room=room)
             except Strayed:
                 whole = machine.whole(rows)
                 after = self._general.after(whole, which, entries).rows
                 strayed = (whole != self._general.start).any(0) | (after != self._general.start).any(0)
                 raise _StrayedFrom(strayed & ~machine.varies) from None
-            return _Tried(first + which, entries, last[which], batch, room)
+            return _Tried(first, len(rows), batch, room)
 
-        for tried in _in_order(pool, run, level.parts(max(1, BATCH // n))):
-            batch, states, entries = tried.batch, first_id + tried.which, tried.entries
-            enabled, bad = batch.enabled, np.flatnonzero(batch.outcomes > 0)
-            c.tried += len(states)
-            c.transitions += int(enabled.sum())
+        for tried in _in_order(pool, run, level.parts(most)):
+            batch, first = tried.batch, first_id + tried.first
+            used, bad = batch.pairs.sum(0), np.flatnonzero(batch.outcomes > 0)
+            c.tried += len(batch.outcomes)
+            c.transitions += int(used.sum())
             c.violating += len(bad)
-            c.used += np.bincount(entries[enabled], minlength=n)
-            follows = enabled & (tried.last >= 0)
-            c.pairs += np.bincount(tried.last[follows] * n + entries[follows], minlength=n * n).reshape(n, n)
+            c.used += used
+            c.pairs += batch.pairs[1:]
             for kind in Violation if len(bad) else ():
-                self._findings.consider(kind.name, states[bad], entries[bad], batch.violates(kind)[bad])
+                self._findings.consider(kind.name, first + bad // n, bad % n, batch.violates(kind)[bad])
             added = self._keys.add(batch.keys)
-            new = batch.kept[added]
-            self._findings.follow(states[new], entries[new])
-            found.add(batch.rows[added], states[new], entries[new])
+            states, entries = np.divmod(batch.kept[added].astype(np.int64), n)
+            self._findings.follow(first + states, entries)
+            found.add(batch.rows[added], first + states, entries)
             rooms.put(tried.room)
             self._clock()
             if self._report is not None:
-                self._report(c, (tried.which[-1] + 1) / len(level), len(self._findings.found))
+                self._report(c, (tried.first + tried.count) / len(level), len(self._findings.found))
 
 
 class _StrayedFrom(Exception):
@@ -254,11 +254,10 @@ class _StrayedFrom(Exception):
 
 
 class _Tried(NamedTuple):
-    """Successors of a part of a level. which: numbers of their states within the level. last: entries by which those were reached. room: theirs."""
+    """Every entry on ``count`` states of a level from the ``first``-th, state by state. room: of the batch."""
 
-    which: np.ndarray
-    entries: np.ndarray
-    last: np.ndarray
+    first: int
+    count: int
     batch: Batch
     room: Room
 

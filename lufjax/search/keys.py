@@ -20,6 +20,8 @@ from lufjax.state import MachineState
 
 SMALLEST, LARGEST = -3, 252
 """Values of a key: what a byte holds above the smallest."""
+IN_BYTE = 7
+"""CPUs of a set that are one value of a key."""
 
 
 def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bool, fast_frames: int) -> Array:
@@ -52,15 +54,15 @@ def key_of(shape: MachineShape, s: MachineState, *, rename: bool, whole_tags: bo
         jnp.where(has_cleared[:, None], s.gather[:, st.CS : st.CE + 1], 0),
         s.mm[:, st.GATHERS], s.mm[:, st.EXCL], s.mm[:, st.VA_DEBT], s.mm[:, st.PENDING] != s.mm[:, st.FLUSHED],
         jnp.minimum(s.mm[None, :, st.TLB_GEN] - s.cpu_mm[:, :, st.GEN_DONE], 2),
-        _bits(shape, s.cpumask), _bits(shape, s.sweep), _scoped(shape, s, s.mm_owed, s.mm[:, st.DEBT_CLOCK]),
+        _sets(shape, s.cpumask), _sets(shape, s.sweep), _scoped(shape, s, s.mm_owed, s.mm[:, st.DEBT_CLOCK]),
         _scoped(shape, s, s.file_owed, s.file_clock), *_taken(shape, s, whole=whole_tags),
         s.pte & ((1 << st.PTE_SHIFT) - 1), frames(s.pte >> st.PTE_SHIFT, (s.pte & st.PTE_PRESENT) == 0),
         s.page[:, st.VMA], s.page[:, st.BACKING], s.page[:, st.PROMISE], s.vma_flag,
         rows(s.frame[:, st.STATE]), rows(s.frame[:, st.CONTENT]), rows(s.frame[:, st.PAGE_OF]), rows(s.frame[:, st.REFS]),
-        rows(_bits(shape, s.owed)), rows(s.rmap), rows(_debts(s)), rows(_tags(s, s.frame[:, st.FRAME_TAG], whole=whole_tags)),
+        rows(_sets(shape, s.owed)), rows(s.rmap), rows(_debts(shape, s)), rows(_tags(s, s.frame[:, st.FRAME_TAG], whole=whole_tags)),
         s.cpu[:, st.COVERED] == st.scalar(s, "unmap_clock"), st.scalar(s, "ugen") if whole_tags else jnp.int32(0),
         frames(s.backing[:, st.HOME] >> 2), s.backing[:, st.HOME] & 3, s.parent, s.origin,
-        *_versions(shape, s, rows), *_tlb(shape, s, frames), _bits(shape, s.masks[:3]), st.scalar(s, "need_flush"),
+        *_versions(shape, s, rows), *_tlb(shape, s, frames), _sets(shape, s.masks[:3]), st.scalar(s, "need_flush"),
         *(frames(place) for place in places), jnp.where(jnp.arange(len(s.batch)) < st.scalar(s, "batch_count"), s.batch & 1, 0),
         jnp.where(jnp.arange(len(s.anon_pool)) < st.scalar(s, "anon_top"), s.anon_pool, -1),
     ]  # fmt: skip
@@ -174,11 +176,24 @@ def _bits(shape: MachineShape, words: Array) -> Array:
     return jnp.stack([(word >> i) & 1 for i in range(shape.num_cpus)], axis=-1)
 
 
-def _debts(s: MachineState) -> Array:
+def _sets(shape: MachineShape, words: Array) -> Array:
+    """CPU sets as one number for seven CPUs each; sets of up to 32 CPUs."""
+    word, count = words[..., 0].astype(jnp.int32), shape.num_cpus
+    return jnp.stack([(word >> first) & ((1 << min(IN_BYTE, count - first)) - 1) for first in range(0, count, IN_BYTE)], axis=-1)
+
+
+def _set_of(shape: MachineShape, flags: Array) -> Array:
+    """Truth values of each CPU, ``bool[..., C]``, as :func:`_sets`."""
+    values, count = flags.astype(jnp.int32), shape.num_cpus
+    groups = [range(first, min(first + IN_BYTE, count)) for first in range(0, count, IN_BYTE)]
+    return jnp.stack([sum((values[..., i] << (i - group[0]) for i in group[1:]), values[..., group[0]]) for group in groups], axis=-1)
+
+
+def _debts(shape: MachineShape, s: MachineState) -> Array:
     """Of each frame with a debt: its owner, and which CPUs have been covered since."""
     has_debt = jnp.max(s.owed.astype(jnp.int32) & 0x7FFFFFFF, axis=1) != 0
     covered = s.cpu[None, :, st.COVERED] >= s.frame[:, st.CLOCK][:, None]
-    per_frame = jnp.concatenate([s.frame[:, st.OWNER][:, None], covered.astype(jnp.int32)], axis=1)
+    per_frame = jnp.concatenate([s.frame[:, st.OWNER][:, None], _set_of(shape, covered)], axis=1)
     return jnp.where(has_debt[:, None], per_frame, -1)
 
 
@@ -215,12 +230,14 @@ def _versions(shape: MachineShape, s: MachineState, rows: Any) -> list[Array]:
             + jnp.sum((of_backing & (version < than[:, None])).astype(jnp.int32), axis=1)
         )
 
-    frame_older = []
-    for f in range(shape.num_frames):
-        own = s.frame[f, st.VERSION]
-        count = (truth < own).astype(jnp.int32) + (stored < own).astype(jnp.int32) + jnp.sum((of_backing & (version < own)).astype(jnp.int32), axis=1)
-        frame_older.append(jnp.sum(jnp.where(of_backing[:, f], count, 0)))
-    return [older(truth), older(stored), rows(jnp.stack(frame_older))]
+    content, held = s.frame[:, st.CONTENT], s.frame[:, st.VERSION]
+    older_frames = (content[None, :] == content[:, None]) & (held[None, :] < held[:, None])
+    frame_older = (
+        (_pick(truth, content) < held).astype(jnp.int32)
+        + (_pick(stored, content) < held).astype(jnp.int32)
+        + jnp.sum(older_frames.astype(jnp.int32), axis=1)
+    )
+    return [older(truth), older(stored), rows(jnp.where(content >= 0, frame_older, 0))]
 
 
 def _tlb(shape: MachineShape, s: MachineState, frames: Any) -> list[Array]:
@@ -237,7 +254,7 @@ def _entries(shape: MachineShape, s: MachineState, level: Array, frames: Any, *,
     live = _live(shape, s, level)
     handed = _pick(s.frame[:, st.HANDED], data >> 2)
     epoch = _pick(s.page[:, st.EPOCH], process * shape.num_vpns + vpn)
-    columns = [frames(data >> 2), data & 3, (handed > filled).astype(jnp.int32), (epoch > filled).astype(jnp.int32)]
+    columns = [frames(data >> 2), (data & 3) + 4 * (handed > filled).astype(jnp.int32) + 8 * (epoch > filled).astype(jnp.int32)]
     if by_page:
         own = [live & (process == m) for m in range(shape.num_processes)]
         return [jnp.sum(jnp.where(mine, column + 1, 0), axis=-1) for mine in own for column in columns]

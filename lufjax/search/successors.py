@@ -53,9 +53,11 @@ class Batch:
 
     Attributes:
         outcomes: ``int32[n]``, DISABLED, or the classes that were violated as bits. kept: ``int32[k]``, numbers of the ``k`` below ``n``.
-        rows: ``int32[k, width]``. keys: ``uint64[k, words]``.
+        rows: ``int32[k, width]``. keys: ``uint64[k, words]``. pairs: ``int64[entries + 1, entries]``, enabled entries by the entry that reached the
+            state, counted from 1, 0 for none.
     """
 
+    pairs: np.ndarray
     outcomes: np.ndarray
     kept: np.ndarray
     rows: np.ndarray
@@ -206,11 +208,13 @@ class Machine:
         An element that does not vary there is as at the start; one that does not vary here has to be so in all these states.
         """
         general = self._general
-        whole = np.repeat(_bytes_of(general.keys(general.start), general.key_width), len(keys), axis=0)
-        places = np.zeros(int(general._keys.columns.max()) + 1, np.int64)
-        places[general._keys.columns] = np.arange(general.key_width)
-        whole[:, places[other._keys.columns]] = _bytes_of(keys, other.key_width)
-        return _words_of(whole[:, places[self._keys.columns]])
+        start = dict(zip(general._keys.columns.tolist(), _bytes_of(general.keys(general.start), general.key_width)[0].tolist(), strict=True))
+        places = {column: place for place, column in enumerate(other._keys.columns.tolist())}
+        theirs = _bytes_of(keys, other.key_width)
+        ours = np.empty((len(keys), self.key_width), np.uint8)
+        for place, column in enumerate(self._keys.columns.tolist()):
+            ours[:, place] = theirs[:, places[column]] if column in places else start[column]
+        return _words_of(ours)
 
     def can_have(self, policy: FlushPolicy) -> bool:
         """Whether the states of this machine under other rules have the same keys."""
@@ -246,10 +250,14 @@ class Machine:
         """Memory for what follows ``n`` entries."""
         return Room(np.empty((n, self.width), np.int32), np.empty((n, words_of(self.key_width)), np.uint64))
 
-    def after(self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, *, every: bool = True, room: Room | None = None) -> Batch:
+    def after(
+        self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, *, last: np.ndarray | None = None, every: bool = True,
+        room: Room | None = None,
+    ) -> Batch:  # fmt: skip
         """What ``entries[i]`` does to ``rows[which[i]]``. May run on any thread.
 
         Args:
+            last: the entry that reached each state, -1 for none.
             every: keep also states of which the key shows no change.
             room: where rows and keys of the batch are written, for at least as many entries; None for new memory, which takes longer.
 
@@ -258,23 +266,27 @@ class Machine:
             ValueError: the machine is too small for an event.
             RuntimeError: a value of a key does not fit a byte.
         """
-        return self._after(rows, which, entries, self._steps, every, room or self.room(len(which)))
+        return self._after(rows, which, entries, self._steps, every, room or self.room(len(which)), last)
 
-    def _after(self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room) -> Batch:
+    def _after(
+        self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room, last: np.ndarray | None = None
+    ) -> Batch:
         n, program, words, functions = len(which), self._keys, words_of(self.key_width), self._keys.functions
-        rows, which, entries = np.ascontiguousarray(rows), np.ascontiguousarray(which, np.int32), np.ascontiguousarray(entries, np.int32)
+        last = np.full(len(rows), -1) if last is None else last
+        rows, last, which, entries = (np.ascontiguousarray(array, np.int32) for array in (rows, last, which, entries))
         fixed, reads = (np.negative(mask, dtype=np.int32) for mask in (~self._varies, program.reads))
         out, keys = room.rows, room.keys
         kept, outcomes, faults = np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(1, np.int32)
-        given = (*(array.ctypes.data for array in (rows, which, entries)), n, self._params.ctypes.data, self._events.ctypes.data)
+        pairs = np.zeros((len(self._lengths) + 1, len(self._lengths)), np.int64)
+        given = (*(array.ctypes.data for array in (rows, last, which, entries)), n, self._params.ctypes.data, self._events.ctypes.data)
         masks = (*(array.ctypes.data for array in (self._whole_start, fixed, reads, self._index)), self.width, every)
-        results = (array.ctypes.data for array in (out, kept, keys, outcomes, faults))
+        results = (array.ctypes.data for array in (out, kept, keys, outcomes, pairs, faults))
         stride = int(np.prod(self._events.shape[1:]))
         count = self._program.successors(
-            *given, stride, self._lengths.ctypes.data, steps, functions.ctypes.data, len(functions), words, *masks, *results
+            *given, stride, self._lengths.ctypes.data, steps, len(self._lengths), functions.ctypes.data, len(functions), words, *masks, *results
         )
         self._refuse(int(faults[0]))
-        return Batch(outcomes, kept[:count], out[:count], keys[:count])
+        return Batch(pairs, outcomes, kept[:count], out[:count], keys[:count])
 
     def _refuse(self, faults: int) -> None:
         if faults & BAD_PHASE:
