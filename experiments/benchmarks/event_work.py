@@ -3,7 +3,8 @@
 ``python -m experiments.benchmarks.event_work [workload=llm] [events=N] [perf=true] [xla=true] [outputs=DIR]`` from the repository root; prints the
 tables of docs/PERFORMANCE.md and writes them as JSON below ``DIR/event_work``.
 
-* Gathers, scatters, bytes, sectors of 32 bytes: from the jaxprs of the kernels (``lufjax/benchmark/work.py``). Visits: from native code that counts them.
+* Gathers, scatters, bytes, sectors of 32 bytes: from the jaxprs of the kernels (``lufjax/benchmark/work.py``). Visits: from native code that
+  counts them.
 * LLVM instructions: of the optimised module, block by block, times how often each block runs; without phis, address computations and casts, which
   mostly cost nothing.
 * Bounds: memory bandwidth (as STREAM measures it) and additions per second, both measured here; 4.8 TB/s for an H200, from its data sheet.

@@ -14,7 +14,7 @@ import pytest
 from llvmlite import ir
 
 from lufjax.backends import native
-from lufjax.backends.lowering import Lowering, emit_writes, read_p, split_p
+from lufjax.backends.lowering import Lowering, emit_writes, pick_p, read_p, split_p
 
 ARRAYS = {"x": ((4,), np.dtype(np.int32)), "y": ((4,), np.dtype(np.int32))}
 
@@ -67,6 +67,17 @@ def test_a_value_is_emitted_where_it_is_needed() -> None:
     loads = [str(block).count("= load i32,") for block in module.get_global("kernel").blocks]
     assert entry.count("= load i32,") == 4  # x, for the condition
     assert sorted(loads) == [0, 4, 4]  # y, on the one way that uses it
+
+
+def test_a_table_that_several_pick_from_is_written_once() -> None:
+    def picked() -> jax.Array:
+        x, y = read("x"), read("y")
+        one, other = (pick_p.bind(y, x[place : place + 1], inside=False) for place in (0, 1))
+        return 10 * one[0] + other[0]
+
+    module, _ = translated(picked)
+    assert str(module).count("= alloca") == 1
+    assert [run(module, [2, last, 0, 0], [3, 4, 5, 6]) for last in (1, 4, -1)] == [54, 50, 50]
 
 
 def test_what_is_read_before_a_write_is_what_was_there() -> None:
