@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import yaml
 
@@ -111,6 +113,16 @@ def test_big_is_the_size_it_claims():
     assert (machine.num_processes, machine.num_frames, machine.num_vpns) == (4, 65536, 262144)
 
 
+@pytest.fixture
+def hydras_logging():
+    """Put the root logger back as it was: Hydra sets it up for a process that only prints."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -126,7 +138,7 @@ def test_big_is_the_size_it_claims():
         (["--help"], ["import-trace"]),
     ],
 )
-def test_what_is_printed(capfd, arguments, expected):
+def test_what_is_printed(capfd, hydras_logging, arguments, expected):
     assert main(arguments) == 0
     printed = capfd.readouterr().out
     for text in expected:
