@@ -222,7 +222,7 @@ def test_a_directory_that_is_being_written_is_left_alone(fake, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from lufjax import sweep
+from lufjax.sweeps import sweep
 from tests.output.fake_engine import FakeEngine
 from tests.output.small import small_config
 marker, stop, *overrides = sys.argv[1:]
