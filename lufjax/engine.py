@@ -35,7 +35,7 @@ from lufjax.params import MachineParams, MachineShape, has_slow
 from lufjax.policy import FlushPolicy
 from lufjax.state import MachineState, bytes_of, init_state
 from lufjax.stripping import write_records
-from lufjax.trace import EMPTY_TRACE, Trace
+from lufjax.trace import EMPTY_TRACE, Trace, ops_of
 
 __all__ = [
     "BACKENDS", "NATIVE_BLOCK_LANES", "Machine", "Machines", "Runner", "Samples", "bytes_per_lane", "check_rows", "compile_ahead", "counters_of",
@@ -121,7 +121,7 @@ def simulate(
     use_all_cores()
     trace_index = np.asarray(trace_index, np.int32)
     _check_arguments(shape, traces, trace_index, sample_points)
-    program = program_for(params, set().union(*(trace.ops for trace in traces)) if ops is None else ops)
+    program = program_for(params, ops_of(traces) if ops is None else ops)
     runner = make_runner(resolve_backend(backend), shape, program, len(trace_index), block_lanes, num_devices)
     job = _Job(shape, params, list(traces), trace_index, list(sample_points), runner, strip, progress)
     starts = range(0, len(trace_index), runner.block)

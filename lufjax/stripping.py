@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from lufjax.backends.native import I32, I64, POINTER, loop, machine_code
+from lufjax.backends.native import POINTER, loop, machine_code
+from lufjax.backends.operations import I32, I64
 from lufjax.events import CPU, EVENT_FIELDS, OP, REPEAT, VPN, MicroOp, Op
 from lufjax.params import TlbGeometry
 from lufjax.phases.fetch import LENGTH_BITS, NEAR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,3 +62,8 @@ EMPTY_TRACE = Trace(
     page_backing=np.full((1, 1), -1, np.int32), loaded=np.zeros(1, np.int32), num_file_pages=0, num_anon=0,
 )  # fmt: skip
 """A trace of nothing, for sizes that do not depend on one."""
+
+
+def ops_of(traces: Iterable[Trace]) -> frozenset[int]:
+    """Operations of the events of several traces."""
+    return frozenset().union(*(trace.ops for trace in traces))

@@ -40,6 +40,7 @@ from lufjax.benchmark.facts import device_facts
 from lufjax.benchmark.options import parse
 from lufjax.params import MachineParams
 from lufjax.policy import FlushPolicy
+from lufjax.trace import ops_of
 
 H200 = 4.8e12
 """Bytes per second."""
@@ -73,7 +74,7 @@ class Runnable:
     """Native code for a batch, from its module after ``change``; every function can be found by name."""
 
     def __init__(self, batch: Batch, change: Callable[[str], str] = lambda text: text) -> None:
-        self.batch, self.program = batch, work.program_of(batch.traces, batch.params)
+        self.batch, self.program = batch, engine.program_for(batch.params, ops_of(batch.traces))
         module = native.build_run_lanes(batch.shape, self.program, native.arrays_of(batch.shape))
         for function in module.functions:
             function.linkage = ""

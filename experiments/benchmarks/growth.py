@@ -28,6 +28,7 @@ from lufjax.benchmark import measured, work
 from lufjax.benchmark.cases import Batch, Case, build
 from lufjax.benchmark.turns import Disagreement
 from lufjax.results.style import BLACK, BLUE
+from lufjax.trace import ops_of
 
 POLICIES = ("linux", "luf_v10")
 LIMIT = 1.5
@@ -115,7 +116,7 @@ def measure(options: Options) -> xr.Dataset:
         for repeat in range(options.repeats):
             for number, point in enumerate(POINTS):
                 batch = point.build(options.events)
-                compiled = native.compile_for(batch.shape, work.program_of(batch.traces, batch.params))
+                compiled = native.compile_for(batch.shape, engine.program_for(batch.params, ops_of(batch.traces)))
                 (ours, counted), (theirs, expected) = engine_seconds(batch, compiled), c_seconds(batch, binary)
                 if (counted != expected).any():
                     raise Disagreement(f"{point}: the engine and reference.c counted different things")

@@ -24,7 +24,7 @@ from lufjax.backends.operations import (
     is_constant,
     number_of,
     scalar,
-)  # fmt: skip
+)
 
 read_p = Primitive("read")
 """Reads an array of the machine: traced for the translation only, never run by XLA."""

@@ -27,6 +27,7 @@ from llvmlite import ir
 from lufjax import state as st
 from lufjax.backends import code_cache
 from lufjax.backends.lowering import Lowering, Memory, emit_writes, read_p, split_p
+from lufjax.backends.operations import I32, I64
 from lufjax.backends.rollout import KERNELS
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase
@@ -35,7 +36,6 @@ from lufjax.policy import FlushPolicy
 from lufjax.state import MachineState, init_state
 from lufjax.trace import EMPTY_TRACE
 
-I32, I64, BOOL = ir.IntType(32), ir.IntType(64), ir.IntType(1)
 POINTER = I32.as_pointer()
 NUM_PARAMS = len(MachineParams._fields) - 1 + len(FlushPolicy._fields)
 _P, _L = ctypes.c_void_p, ctypes.c_int64

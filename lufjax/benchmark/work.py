@@ -18,15 +18,16 @@ import numpy as np
 from jax.extend.core import Literal
 
 from lufjax.backends import native, rollout
-from lufjax.params import MachineParams, MachineShape, has_slow
+from lufjax.backends.operations import I64
+from lufjax.engine import program_for
+from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState, init_state
-from lufjax.trace import Trace
+from lufjax.trace import Trace, ops_of
 
 ELEMENT = 4
 """Bytes; every array of a machine is of 32-bit integers."""
 SECTOR = 32
 """Bytes that a GPU moves at least, however few of them are wanted."""
-I64 = ir.IntType(64)
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,6 @@ def _variables(atoms: Sequence[Any]) -> set[Any]:
     return {atom for atom in atoms if not isinstance(atom, Literal)}
 
 
-def program_of(traces: Sequence[Trace], params: MachineParams) -> tuple[str, ...]:
-    """Groups that the lanes can reach."""
-    return rollout.program_for(set().union(*(trace.ops for trace in traces)), has_slow=has_slow(params))
-
-
 def start(shape: MachineShape, params: MachineParams, traces: Sequence[Trace], trace_index: np.ndarray) -> MachineState:
     """The initial states of lanes, with a lane axis."""
     lanes = [init_state(shape, jax.tree.map(lambda leaf, lane=lane: int(leaf[lane]), params), traces[t]) for lane, t in enumerate(trace_index)]
@@ -102,7 +98,7 @@ def count_visits(
     shape: MachineShape, params: MachineParams, traces: Sequence[Trace], trace_index: np.ndarray, num_events: int
 ) -> dict[str, float]:  # fmt: skip
     """Visits of each kernel for each event, over all lanes, from native code that counts them. Arguments as of ``engine.simulate``."""
-    program, arrays = program_of(traces, params), native.arrays_of(shape)
+    program, arrays = program_for(params, ops_of(traces)), native.arrays_of(shape)
 
     def build() -> ir.Module:
         module = native.build_run_lanes(shape, program, arrays)

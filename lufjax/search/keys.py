@@ -176,17 +176,21 @@ def _bits(shape: MachineShape, words: Array) -> Array:
     return jnp.stack([(word >> i) & 1 for i in range(shape.num_cpus)], axis=-1)
 
 
+def _groups(shape: MachineShape) -> list[range]:
+    """The CPUs of a set that are one value each."""
+    return [range(first, min(first + IN_BYTE, shape.num_cpus)) for first in range(0, shape.num_cpus, IN_BYTE)]
+
+
 def _sets(shape: MachineShape, words: Array) -> Array:
-    """CPU sets as one number for seven CPUs each; sets of up to 32 CPUs."""
-    word, count = words[..., 0].astype(jnp.int32), shape.num_cpus
-    return jnp.stack([(word >> first) & ((1 << min(IN_BYTE, count - first)) - 1) for first in range(0, count, IN_BYTE)], axis=-1)
+    """CPU sets as one number for each group of CPUs; sets of up to 32 CPUs."""
+    word = words[..., 0].astype(jnp.int32)
+    return jnp.stack([(word >> group[0]) & ((1 << len(group)) - 1) for group in _groups(shape)], axis=-1)
 
 
 def _set_of(shape: MachineShape, flags: Array) -> Array:
     """Truth values of each CPU, ``bool[..., C]``, as :func:`_sets`."""
-    values, count = flags.astype(jnp.int32), shape.num_cpus
-    groups = [range(first, min(first + IN_BYTE, count)) for first in range(0, count, IN_BYTE)]
-    return jnp.stack([sum((values[..., i] << (i - group[0]) for i in group[1:]), values[..., group[0]]) for group in groups], axis=-1)
+    values = flags.astype(jnp.int32)
+    return jnp.stack([sum((values[..., i] << (i - group[0]) for i in group[1:]), values[..., group[0]]) for group in _groups(shape)], axis=-1)
 
 
 def _debts(shape: MachineShape, s: MachineState) -> Array:

@@ -63,14 +63,9 @@ class Batch:
     rows: np.ndarray
     keys: np.ndarray
 
-    @property
-    def enabled(self) -> np.ndarray:
-        """``bool[n]``."""
-        return self.outcomes != DISABLED
-
     def violates(self, kind: int) -> np.ndarray:
         """``bool[n]``: whether the class was violated."""
-        return self.enabled & ((self.outcomes >> kind & 1) > 0)
+        return (self.outcomes != DISABLED) & ((self.outcomes >> kind & 1) > 0)
 
 
 class Room(NamedTuple):

@@ -22,10 +22,10 @@ from lufjax import state as st
 from lufjax.backends import code_cache
 from lufjax.backends.gpu.rows import LINE, LaneRow, RowLayout, layout_of
 from lufjax.backends.native import NUM_PARAMS, emit_kernels, loop
+from lufjax.backends.operations import I32, I64
 from lufjax.params import MachineShape
 from lufjax.phases import GROUPS, Phase
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3
 """Address spaces of the device; a CPU has one memory and takes either."""
 INTS = I32.as_pointer(GLOBAL)

@@ -14,15 +14,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from lufjax import counters
 from lufjax import state as st
 from lufjax.backends.native import NUM_PARAMS, arrays_of
+from lufjax.backends.operations import I32
 from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState
 
-I32 = ir.IntType(32)
 SECTOR = 8
 """Elements."""
 LINE = 32
