@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from lufjax.backends import BACKENDS
+
 MAX_CPUS = 256
 MAX_EVENTS = 2**30
 
@@ -67,7 +69,7 @@ class EngineConfig:
     split_workloads: bool
     strip: bool
     chunk_lanes: int = ranged(1, 65536)
-    backend: str = chosen("auto", "native", "cuda", "xla")
+    backend: str = chosen(*BACKENDS)
     block_lanes: int | None = ranged(1, 65536)
     num_devices: int | None = ranged(1, 4096)
     cpu_groups: tuple[int, ...] = ranged(1, MAX_CPUS)

@@ -1,6 +1,6 @@
 """Measure the exhaustive search against SPIN on the same machine and alphabet: enabled transitions per second, and the time to see the whole space.
 
-``python -m experiments.benchmarks.promela [machine=FILE] [repeats=N] [policy ...]`` from the repository root; prints one JSON object.
+``python -m experiments.benchmarks.promela [machine=FILE] [repeats=N] [backend=NAME] [policy ...]`` from the repository root; prints one JSON object.
 
 SPIN searches on one core, breadth first and depth first, its model without assertions. The search runs on all cores, with every named state (only so
 many, to know the rate) and with symmetry. All four in turn, ``repeats`` times; the fastest counts, because other load only makes a run slower.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lufjax.backends.runners import resolve_backend, use_all_cores
 from lufjax.benchmark.facts import device_facts, versions
 from lufjax.presets import config_dir, load_policy, policy_words
 from lufjax.search.alphabet import Alphabet, load_alphabet
@@ -68,7 +69,7 @@ class Timing:
 os.environ["LUFJAX_CACHE_DIR"] = "off"  # compile times are measured, not read
 
 
-def measure(alphabet: Alphabet, policy: str, repeats: int, directory: Path) -> dict[str, Any]:
+def measure(alphabet: Alphabet, policy: str, repeats: int, backend: str, directory: Path) -> dict[str, Any]:
     """All searchers of one policy, and what each takes to compile."""
     timings = {name: Timing() for name in ("spin_breadth_first", "spin_depth_first", *OURS)}
     programs, compile_s, machines, first, exhausted = {}, {}, {}, {}, {}
@@ -79,14 +80,14 @@ def measure(alphabet: Alphabet, policy: str, repeats: int, directory: Path) -> d
         compile_s[name] = round(time.monotonic() - began, 3)
     for name in OURS:
         began = time.monotonic()
-        machines[name] = _search(alphabet, policy, name)[0].machine
+        machines[name] = _search(alphabet, policy, name, backend)[0].machine
         first[name] = time.monotonic() - began
     for _ in range(repeats):
         for name, program in programs.items():
             found = spin.run(program, table=TABLE)
             timings[name].add(found.states, found.transitions, found.seconds, found.cpu_seconds)
         for name in OURS:
-            result, cpu_seconds = _search(alphabet, policy, name, machines[name])
+            result, cpu_seconds = _search(alphabet, policy, name, backend, machines[name])
             c = result.coverage
             exhausted[name] = c.exhausted
             timings[name].add(c.states, c.transitions, c.seconds, cpu_seconds)
@@ -99,10 +100,10 @@ def measure(alphabet: Alphabet, policy: str, repeats: int, directory: Path) -> d
     return {**found, **ratios, "exhausted": exhausted, "compile_s": compile_s}
 
 
-def _search(alphabet: Alphabet, policy: str, name: str, machine: Machine | None = None) -> tuple[Result, float]:
+def _search(alphabet: Alphabet, policy: str, name: str, backend: str, machine: Machine | None = None) -> tuple[Result, float]:
     """What was found, and CPU seconds."""
     cpu, limits = time.process_time(), Limits(states=STATES if name == "named" else 2**31 - 1)
-    result = explore(alphabet, load_policy(policy), limits, symmetry=name == "symmetry", machine=machine)
+    result = explore(alphabet, load_policy(policy), limits, symmetry=name == "symmetry", machine=machine, backend=backend)
     return result, time.process_time() - cpu
 
 
@@ -114,11 +115,13 @@ def main(arguments: list[str]) -> int:
     given = dict(text.split("=", 1) for text in arguments if "=" in text)
     repeats, policies = int(given.get("repeats", 3)), [text for text in arguments if "=" not in text] or POLICIES
     alphabet = load_alphabet(given.get("machine", config_dir() / "explore" / "tiny.yaml"))
+    use_all_cores()
+    backend = resolve_backend(given.get("backend", "native"))
     with tempfile.TemporaryDirectory() as directory:
-        cases = {policy: measure(alphabet, policy, repeats, Path(directory)) for policy in policies}
+        cases = {policy: measure(alphabet, policy, repeats, backend, Path(directory)) for policy in policies}
     tools = {name: _first_line(name, option) for name, option in (("spin", "-V"), ("cc", "--version"))}
-    config = {"machine": alphabet.scenario.path.stem, "repeats": repeats, "flags": [OPTIMISE, *spin.FLAGS], "table": TABLE}
-    print(json.dumps({"device": device_facts("native"), "versions": versions() | tools, "config": config, "cases": cases}, indent=1))
+    config = {"machine": alphabet.scenario.path.stem, "repeats": repeats, "backend": backend, "flags": [OPTIMISE, *spin.FLAGS], "table": TABLE}
+    print(json.dumps({"device": device_facts(backend), "versions": versions() | tools, "config": config, "cases": cases}, indent=1))
     return 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Literal
 from llvmlite import ir
 
 from lufjax.backends.operations import (
@@ -25,30 +24,7 @@ from lufjax.backends.operations import (
     number_of,
     scalar,
 )
-
-read_p = Primitive("read")
-"""Reads an array of the machine: traced for the translation only, never run by XLA."""
-
-
-split_p = Primitive("split")
-"""A condition on which the translation branches: what follows is translated once for either value of it."""
-split_p.def_abstract_eval(lambda condition: condition)
-
-
-pick_p = Primitive("pick")
-"""``table[index]`` of a table of computed values ``int32[n, ...]``; 0 for an index outside, of which there is none where it is ``inside``.
-Translated to a table in memory, but for columns of one constant."""
-pick_p.def_abstract_eval(lambda table, index, *, inside: ShapedArray((*index.shape, *table.shape[1:]), table.dtype))
-first_p = Primitive("first")
-"""The first place of each number below ``count`` in ``int32[n]``; ``n`` for a number that is nowhere."""
-first_p.def_abstract_eval(lambda values, *, count: ShapedArray((count,), values.dtype))
-
-
-@read_p.def_abstract_eval
-def _read_shape(*index: Any, array: str, pattern: Any, size: Any, dtype: Any) -> Any:
-    dynamic = np.broadcast_shapes(*(i.shape for i in index)) if index else ()
-    kept = tuple(part[2] - part[1] for part in pattern if part[0] == "slice")
-    return ShapedArray((*dynamic, *kept, *size[len(pattern) :]), dtype)
+from lufjax.backends.primitives import split_p
 
 
 class Name(str):

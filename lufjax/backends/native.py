@@ -26,8 +26,9 @@ from llvmlite import ir
 
 from lufjax import state as st
 from lufjax.backends import code_cache
-from lufjax.backends.lowering import Lowering, Memory, emit_writes, read_p, split_p
+from lufjax.backends.lowering import Lowering, Memory, emit_writes
 from lufjax.backends.operations import I32, I64
+from lufjax.backends.primitives import read_p, split_p
 from lufjax.backends.rollout import KERNELS
 from lufjax.params import MachineParams, MachineShape
 from lufjax.phases import GROUPS, Phase

@@ -14,12 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lufjax import counters as names
 from lufjax import state as st
-from lufjax.backends import code_cache, rollout
+from lufjax.backends import BACKENDS, code_cache, rollout
 from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState
 
 LANES = "lanes"
-BACKENDS = ("auto", "native", "cuda", "xla")
 NATIVE_BLOCK_LANES = 32
 """Lanes that a core has in memory at a time; it runs them one after the other."""
 XLA_BLOCK_LANES = 1024

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lufjax.backends.runners import device_facts, resolve_backend, use_all_cores
 from lufjax.events import Op
 from lufjax.policy import from_words
 from lufjax.provenance import code_digest, environment
@@ -69,7 +70,8 @@ def _digest(alphabet: Alphabet, entry: str, options: Options) -> str:
 
 
 def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, directory: Path) -> dict[str, Any]:
-    policy, line = from_words(dict(words)), _Line()
+    use_all_cores()
+    policy, line, backend = from_words(dict(words)), _Line(), resolve_backend(options.backend)
     limits = Limits(options.levels, options.states, options.seconds, options.until == "violation")
 
     def report(c: Coverage, share: float, found: int) -> None:
@@ -77,7 +79,7 @@ def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, 
         line.show(f"level {c.levels + 1}: {share:4.0%}, {c.states:,} states before it, {speed:,.0f} transitions/s, {found} found")
 
     storage = Storage(directory)
-    result: Result = explore(alphabet, policy, limits, symmetry=options.symmetry, storage=storage, report=report)
+    result: Result = explore(alphabet, policy, limits, symmetry=options.symmetry, storage=storage, report=report, backend=backend)
     line.end()
     c, rules = result.coverage, deciding_rules(result.machine, policy, result.samples)
     if c.exhausted:
@@ -86,8 +88,8 @@ def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, 
         "violations": result.findings, "exhausted": c.exhausted, "stopped": c.stopped, "states": c.states, "transitions": c.transitions,
         "tried": c.tried, "violating_transitions": c.violating, "levels": c.levels, "states_per_level": c.per_level, "seconds": round(c.seconds, 3),
         "transitions_per_second": round(c.transitions / max(c.seconds, 1e-9)), "states_per_second": round(c.states / max(c.seconds, 1e-9)),
-        "symmetry": options.symmetry, "renamings": len(result.machine.names), "enabled": _by_entry(alphabet, c.used),
-        "op_pairs": _by_pair(alphabet, c.pairs), "deciding_rules": rules,
+        "backend": backend, "device": device_facts(backend)["kind"], "symmetry": options.symmetry, "renamings": len(result.machine.names),
+        "enabled": _by_entry(alphabet, c.used), "op_pairs": _by_pair(alphabet, c.pairs), "deciding_rules": rules,
     }  # fmt: skip
 
 

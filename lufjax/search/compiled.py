@@ -17,12 +17,13 @@ from llvmlite import ir
 
 from lufjax import state as st
 from lufjax.backends import native
-from lufjax.backends.lowering import Lowering, read_p
+from lufjax.backends.lowering import Lowering
 from lufjax.backends.native import POINTER, loop, machine_code
 from lufjax.backends.operations import BOOL, I32, I64, all_equal
-from lufjax.counters import SCALARS
+from lufjax.backends.primitives import read_p
 from lufjax.events import Violation
 from lufjax.params import MachineShape
+from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED, words_of
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.state import MachineState
 
@@ -32,10 +33,6 @@ KEY = ir.FunctionType(I32, [OWN, BYTES])
 """``int key(own, out)``: writes a key; not 0 if a value does not fit."""
 SEVERAL = 16
 """Elements that are compared at a time; a state has more."""
-DISABLED = -1
-"""Outcome of an event that is not enabled; else the classes that it violates, as bits."""
-BAD_PHASE, BAD_KEY, STRAYED = 1 << 30, 1 << 29, 1 << 28
-"""Bits of ``faults``, beside those of the fault word."""
 FREE = -(2**31)
 """Of an element of the state that is not fixed."""
 _P, _L = ctypes.c_void_p, ctypes.c_int64
@@ -57,11 +54,6 @@ class SearchProgram(NamedTuple):
 
     engine: Any
     successors: Callable[..., int]
-
-
-def words_of(key_width: int) -> int:
-    """64-bit words that hold a key."""
-    return -(-key_width // 8)
 
 
 class KeyProgram(NamedTuple):
@@ -102,11 +94,6 @@ def compile_keys(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
 
 def _keys_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | None) -> ir.Module:
     """The functions ``key_0``, ``key_1``, ...; ``key_columns``, which gives a count and as many numbers; and ``key_reads``."""
-
-    def whole(array: str) -> jax.Array:
-        size, dtype = arrays[array]
-        return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
-
     module, known = ir.Module(name="lufjax_keys"), _elements_of(arrays, np.full(_width(arrays), FREE) if fixed is None else fixed)
     constants = {name: own.astype(object) for name, own in known.items()}
     for own in constants.values():
@@ -114,13 +101,10 @@ def _keys_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
     places = _elements_of(arrays, np.arange(_width(arrays)))
     traced = list[tuple[Lowering, np.ndarray]]()
     for number, function in enumerate(functions):
-        closed = jax.make_jaxpr(lambda function=function: function(MachineState(*(whole(name) for name in MachineState._fields))))()
         kernel = ir.Function(module, KEY, name=f"key_{number}")
         memory = native.PointerTable(kernel.args[0], {name: i for i, name in enumerate(arrays)})
         lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), memory, constants)
-        found = list[np.ndarray]()
-        lowering.run(closed, found.extend)
-        traced.append((lowering, found[0]))
+        traced.append((lowering, emit_key(lowering, function, arrays)))
     columns = [c for c, values in enumerate(zip(*(values for _, values in traced), strict=True)) if not all_equal(values)]
     reads = np.zeros(_width(arrays), np.uint8)
     for lowering, values in traced:
@@ -136,6 +120,18 @@ def _keys_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
     _emit_data(module, "key_columns", np.array([len(columns), *columns], np.int32))
     _emit_data(module, "key_reads", reads)
     return module
+
+
+def emit_key(lowering: Lowering, function: Key, arrays: Arrays) -> np.ndarray:
+    """The values of a key of the machine whose memory the lowering has."""
+
+    def whole(array: str) -> jax.Array:
+        size, dtype = arrays[array]
+        return read_p.bind(array=array, pattern=(), size=size, dtype=np.dtype(dtype))
+
+    found = list[np.ndarray]()
+    lowering.run(jax.make_jaxpr(lambda: function(MachineState(*map(whole, MachineState._fields))))(), found.extend)
+    return found[0]
 
 
 def _width(arrays: Arrays) -> int:
@@ -201,7 +197,7 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
     sizes = [int(np.prod(arrays[name][0], dtype=int)) for name in MachineState._fields]
     offsets = dict(zip(MachineState._fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     width, classes = sum(sizes), len(Violation)
-    flow, disabled_at, kinds = offsets["flow"], offsets["counters"] + list(SCALARS).index("events_disabled"), offsets["violations"]
+    flow, disabled_at, kinds = offsets["flow"], offsets["counters"] + DISABLED_AT, offsets["violations"]
 
     b = ir.IRBuilder(function.append_basic_block("entry"))
     own, other = b.alloca(POINTER, size=I64(len(arrays))), b.alloca(I64, size=words)

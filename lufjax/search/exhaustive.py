@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lufjax.backends.runners import num_cores
 from lufjax.events import Violation
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet, check_policy
+from lufjax.search.expander import Batch
 from lufjax.search.findings import Finding, Findings
 from lufjax.search.key_set import KeySet
 from lufjax.search.storage import Level, LevelWriter, Storage
-from lufjax.search.successors import Batch, Machine, Room, Strayed
+from lufjax.search.successors import Machine, Room, Strayed
 
-BATCH = 4096
-"""Successors that one core has in memory at a time."""
+PART = 4096
+"""States of a level that are looked at together to see what varies."""
 SPECIALISE = 300_000
 """Transitions after which keys and rows are made shorter (see docs/EXPLORE.md)."""
 AHEAD = 1
@@ -89,21 +89,23 @@ Report = Callable[[Coverage, float, int], None]
 
 def explore(
     alphabet: Alphabet, policy: FlushPolicy, limits: Limits, *, symmetry: bool = True, storage: Storage | None = None, report: Report | None = None,
-    machine: Machine | None = None,
+    machine: Machine | None = None, backend: str = "native",
 ) -> Result:  # fmt: skip
     """Search level by level.
 
     Args:
         symmetry: count states that differ in the names of frames, CPUs and pages once.
         storage: where levels are kept, and whose last finished level is gone on from; memory if None.
-        machine: one of this alphabet and symmetry, to save compiling it again.
+        machine: one of this alphabet and symmetry, to save compiling it again. backend: what another runs on.
 
     Raises:
-        ValueError: the policy depends on time, or the machine is too small for an event; one line.
+        ValueError: the policy depends on time, the machine is too small for an event, or was made for shorter sequences; one line.
     """
     check_policy(policy, limits.levels * alphabet.rows_per_entry)
     if machine is None or not machine.can_have(policy):
-        machine = Machine(alphabet, policy, limits.levels, symmetry=symmetry)
+        machine = Machine(alphabet, policy, limits.levels, symmetry=symmetry, backend=backend)
+    if machine.depth < limits.levels:
+        raise ValueError(f"machine: made for sequences of {machine.depth} events; levels={limits.levels}")
     return _Search(machine.with_policy(policy), limits, storage or Storage(None), report).run()
 
 
@@ -123,7 +125,7 @@ class _Search:
 
     def run(self) -> Result:
         level = self._start()
-        with ThreadPoolExecutor(num_cores()) as pool:
+        with ThreadPoolExecutor(self._machine.workers) as pool:
             while not self._over(level):
                 level = self._expand(pool, level)
         self._clock()
@@ -189,7 +191,7 @@ class _Search:
 
     def _varied(self, level: Level) -> np.ndarray:
         """``bool[elements]``: what differs from the start in a level or in the samples of those before; a ring, which fills slot by slot, whole."""
-        seen = [*self._samples, *(rows for _, rows, _ in level.parts(BATCH))]
+        seen = [*self._samples, *(rows for _, rows, _ in level.parts(PART))]
         varies = np.any([(rows != self._general.start).any(0) for rows in seen], axis=0)
         rings = np.zeros_like(varies)
         for name in RINGS:
@@ -207,9 +209,9 @@ class _Search:
 
     def _follow(self, pool: ThreadPoolExecutor, level: Level, found: LevelWriter) -> None:
         """Every entry on every state of a level; what is new goes to ``found``."""
-        c, n, first_id, most = self._coverage, self._num_entries, self._coverage.states - len(level), max(1, BATCH // self._num_entries)
+        c, n, first_id, most = self._coverage, self._num_entries, self._coverage.states - len(level), max(1, self._machine.batch // self._num_entries)
         machine, rooms = self._machine, SimpleQueue[Room]()
-        for _ in range(num_cores() + AHEAD + 1):
+        for _ in range(machine.workers + AHEAD + 1):
             rooms.put(machine.room(most * n))
         every_state, every_entry = np.repeat(np.arange(most, dtype=np.int32), n), np.tile(np.arange(n, dtype=np.int32), most)
 
@@ -225,7 +227,7 @@ class _Search:
                 raise _StrayedFrom(strayed & ~machine.varies) from None
             return _Tried(first, len(rows), batch, room)
 
-        for tried in _in_order(pool, run, level.parts(most)):
+        for tried in _in_order(pool, machine.workers + AHEAD, run, level.parts(most)):
             batch, first = tried.batch, first_id + tried.first
             used, bad = batch.pairs.sum(0), np.flatnonzero(batch.outcomes > 0)
             c.tried += len(batch.outcomes)
@@ -238,7 +240,7 @@ class _Search:
             added = self._keys.add(batch.keys)
             states, entries = np.divmod(batch.kept[added].astype(np.int64), n)
             self._findings.follow(first + states, entries)
-            found.add(batch.rows[added], first + states, entries)
+            found.add(batch.take(added), first + states, entries)
             rooms.put(tried.room)
             self._clock()
             if self._report is not None:
@@ -267,13 +269,13 @@ def _as_facts(coverage: Coverage) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(coverage).items()}
 
 
-def _in_order(pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Results in the order of the items, with a few calls ahead of the one that is looked at; none is left running if one fails."""
+def _in_order(pool: ThreadPoolExecutor, most: int, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Results in the order of the items, with ``most`` calls ahead of the one that is looked at; none is left running if one fails."""
     ahead: list[Future[Any]] = []
     try:
         for item in items:
             ahead.append(pool.submit(call, item))
-            if len(ahead) > num_cores() + AHEAD:
+            if len(ahead) > most:
                 yield ahead.pop(0).result()
         while ahead:
             yield ahead.pop(0).result()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lufjax.search.compiled import compile_add, words_of
+from lufjax.search.compiled import compile_add
+from lufjax.search.expander import words_of
 
 START = 1 << 16
 SPARSE = 3

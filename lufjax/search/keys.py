@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lufjax import state as st
-from lufjax.backends.lowering import first_p, pick_p
+from lufjax.backends.primitives import first_p, pick_p
 from lufjax.params import MachineShape
 from lufjax.search.alphabet import has_room
 from lufjax.state import MachineState

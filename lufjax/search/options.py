@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lufjax.backends import BACKENDS
+
 if TYPE_CHECKING:
     from lufjax.search.alphabet import Alphabet
 
@@ -24,6 +26,7 @@ class Options:
     events: int = 10_000_000
     seed: int = 0
     prefix: tuple[int, ...] = ()
+    backend: str = "auto"
     outputs: Path = Path("outputs/explore")
 
 
@@ -62,6 +65,7 @@ KEYS: dict[str, tuple[tuple[Callable[[Any], Any], str], str]] = {
     "events": (_number(1, 10**12), "random: stop after so many enabled events (10000000)"),
     "seed": (_number(0, 2**31 - 1), "random: sequences depend on it alone"),
     "prefix": (_path(), "random: a file of events that every sequence starts with (form of a scenario)"),
+    "backend": (_word(*BACKENDS), "exhaustive: what applies events to states; none finds anything else (auto)"),
     "outputs": (_path(), "directory to write to (outputs/explore)"),
 }
 """Key -> how it is read and what is allowed, and its line of help."""
@@ -84,6 +88,8 @@ def read(chosen: Mapping[str, Any], alphabet: Alphabet) -> Options:
         values["symmetry"] = values["symmetry"] == "on"
     if "prefix" in values:
         values["prefix"] = alphabet.prefix(values["prefix"])
+    if values.get("mode") == "random" and values.get("backend", "auto") not in ("auto", "native"):
+        raise ValueError(f"backend={values['backend']}: random sequences run natively; allowed with mode=random are auto, native")
     return Options(**values)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lufjax.policy import CHOICES, RANGES, FlushPolicy
-from lufjax.search.successors import Batch, Machine
+from lufjax.search.expander import Batch
+from lufjax.search.successors import Machine
 
 TRIED: dict[str, dict[str | int, int]] = {rule: {word: number for number, word in enumerate(words)} for rule, words in CHOICES.items()}
 """Rule -> word -> number: what a rule is replaced by; a number by the ends of its range. The numbers that are left out are times, which no state

@@ -44,9 +44,12 @@ class Level:
             first += len(block)
 
     def sample(self, most: int) -> np.ndarray:
-        """Some rows of all over the level."""
-        share = max(1, len(self) // most)
-        return self._form(np.concatenate([block[::share] for block in self._blocks])[:most])
+        """Rows of all over the level, the same ones whatever its blocks."""
+        numbers, first, found = np.arange(0, len(self), max(1, len(self) // most))[:most], 0, []
+        for block in self._blocks:
+            found.append(block[numbers[(numbers >= first) & (numbers < first + len(block))] - first])
+            first += len(block)
+        return self._form(np.concatenate(found))
 
 
 class Storage:

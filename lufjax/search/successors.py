@@ -1,34 +1,36 @@
 """States of a search and what follows each: rows of all the arrays of one machine, a batch of events at a time, and their keys.
 
-Rows are advanced by the kernels that every other run uses: natively in place (``native``), or unpacked on JAX's devices (``xla``).
+Rows are advanced by the kernels that every other run uses: natively in place, or on a device (:mod:`lufjax.search.expander`).
 """
 
 from __future__ import annotations
 
 import ctypes
 from copy import copy
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from jax import Array
 
 from lufjax import counters
 from lufjax import state as st
 from lufjax.backends import native, rollout
+from lufjax.backends.runners import num_cores
 from lufjax.faults import ADVICE
-from lufjax.params import MachineShape, has_slow
+from lufjax.params import has_slow
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
-from lufjax.search.compiled import BAD_KEY, BAD_PHASE, DISABLED, FREE, STRAYED, KeyProgram, SearchProgram, compile_keys, compile_search, words_of
-from lufjax.search.keys import LARGEST, SMALLEST, key_of
-from lufjax.search.symmetry import Renaming, renamed, renamings
+from lufjax.search.compiled import FREE, KeyProgram, SearchProgram, compile_keys, compile_search
+from lufjax.search.expander import BAD_KEY, BAD_PHASE, STRAYED, Batch, Compiled, Expander, Form, Task, as_values, as_words, expander_of, words_of
+from lufjax.search.keys import LARGEST, SMALLEST
+from lufjax.search.symmetry import renamings
 from lufjax.state import MachineState, init_state
 
 EVENTS_DISABLED = list(counters.SCALARS).index("events_disabled")
 STATISTICS = ("violations", "first", "received", "histograms", "counters")
 """Arrays that nothing is decided by: of the states of a search only the difference that an event makes to them is looked at."""
+NATIVE_BATCH = 4096
+"""Successors that one core has in memory at a time."""
 WIDE = 12
 """Bits of generations that no search wraps: 2048 of them would have to pass while a frame is free."""
 
@@ -47,27 +49,6 @@ def has_pairs(policy: FlushPolicy) -> bool:
     return bool(policy.buddy_merge)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one entry each did to ``n`` states, and the ``k`` states after those that were enabled and violated nothing.
-
-    Attributes:
-        outcomes: ``int32[n]``, DISABLED, or the classes that were violated as bits. kept: ``int32[k]``, numbers of the ``k`` below ``n``.
-        rows: ``int32[k, width]``. keys: ``uint64[k, words]``. pairs: ``int64[entries + 1, entries]``, enabled entries by the entry that reached the
-            state, counted from 1, 0 for none.
-    """
-
-    pairs: np.ndarray
-    outcomes: np.ndarray
-    kept: np.ndarray
-    rows: np.ndarray
-    keys: np.ndarray
-
-    def violates(self, kind: int) -> np.ndarray:
-        """``bool[n]``: whether the class was violated."""
-        return (self.outcomes != DISABLED) & ((self.outcomes >> kind & 1) > 0)
-
-
 class Room(NamedTuple):
     """Memory for the rows (``int32[n, width]``) and keys (``uint64[n, words]``) of a batch."""
 
@@ -75,34 +56,19 @@ class Room(NamedTuple):
     keys: np.ndarray
 
 
-def _key_named(shape: MachineShape, names: Renaming, named: dict[str, Any], s: MachineState) -> Array:
-    """The key of a machine in other names."""
-    return key_of(shape, renamed(shape, s, names), **named)
-
-
-def _bytes_of(keys: np.ndarray, width: int) -> np.ndarray:
-    """The values of keys, above the smallest: ``uint8[n, width]``; words compare as their bytes do, one after the other."""
-    return keys.astype(">u8").view(np.uint8)[:, :width]
-
-
-def _words_of(values: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`_bytes_of`."""
-    n, width = values.shape
-    padded = np.zeros((n, 8 * words_of(width)), np.uint8)
-    padded[:, :width] = values
-    return padded.view(">u8").astype(np.uint64)
-
-
 class Machine:
     """One machine under one policy, as a function from states and entries to states.
 
     Args:
         alphabet: machine and entries. policy: its rules. depth: longest sequence that will be asked for. symmetry: states that differ in names only
-            have one key.
+            have one key. backend: what events run on, ``native``, ``xla`` or ``cuda``.
+
+    Raises:
+        ValueError: there is no such device.
     """
 
-    def __init__(self, alphabet: Alphabet, policy: FlushPolicy, depth: int, *, symmetry: bool) -> None:
-        self.alphabet, self.shape = alphabet, alphabet.shape
+    def __init__(self, alphabet: Alphabet, policy: FlushPolicy, depth: int, *, symmetry: bool, backend: str = "native") -> None:
+        self.alphabet, self.shape, self.depth = alphabet, alphabet.shape, depth
         params = alphabet.scenario.machine_params(policy)
         start = init_state(self.shape, params, alphabet.trace)
         self._arrays = native.lane_arrays(start)
@@ -124,21 +90,41 @@ class Machine:
         self._varies, self._index = np.ones(width, bool), np.arange(width, dtype=np.int32)
         self._fast_frames = params.fast_frames
         self._params = np.array([*params[:-1], *params.policy], np.int32)
+        self._device = expander_of(backend, Task(self.compiled, self._whole_start, self._steps, self._events, self._lengths))
+
+    @property
+    def compiled(self) -> Compiled:
+        """What its programs are compiled for."""
+        arrays = tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items())
+        return Compiled(self.shape, self._kernels, arrays, tuple(self.names), self._rename, self._whole_tags, self._fast_frames)
+
+    @property
+    def batch(self) -> int:
+        """Entries that are best applied together."""
+        return NATIVE_BATCH if self._device is None else self._device.lanes
+
+    @property
+    def workers(self) -> int:
+        """Threads that should call :meth:`after` at a time."""
+        return num_cores() if self._device is None else 1
 
     @property
     def _keys(self) -> KeyProgram:
         """Compiled when a key is first asked for, for all machines that were made from one."""
         if not self._compiled:
-            shape, named = self.shape, {"rename": self._rename, "whole_tags": self._whole_tags, "fast_frames": self._fast_frames}
-            functions = [partial(_key_named, shape, own, named) for own in self.names]
             fixed = None if self._varies.all() else np.where(self._varies, FREE, self._whole_start).astype(np.int32)
-            self._compiled.append(compile_keys(functions, self._arrays, fixed, (shape, tuple(self.names), sorted(named.items()))))
+            self._compiled.append(compile_keys(self.compiled.key_functions(), self._arrays, fixed, self.compiled))
         return self._compiled[0]
 
     @cached_property
+    def _form(self) -> Form:
+        program = self._keys
+        fixed, reads = (np.negative(mask, dtype=np.int32) for mask in (~self._varies, program.reads))
+        return Form(self._index, program.columns, fixed, reads)
+
+    @cached_property
     def _program(self) -> SearchProgram:
-        arrays = tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items())
-        return compile_search(self.shape, self._kernels, arrays)
+        return compile_search(self.shape, self._kernels, self.compiled.arrays)
 
     @property
     def key_width(self) -> int:
@@ -157,6 +143,7 @@ class Machine:
         other = copy(self)
         other._varies, other._index = varies | statistics, np.flatnonzero(varies & ~statistics).astype(np.int32)
         other._compiled = self._variants.setdefault(other._varies.tobytes(), [])
+        other.__dict__.pop("_form", None)
         return other
 
     def arrays_of(self, elements: np.ndarray) -> np.ndarray:
@@ -203,13 +190,13 @@ class Machine:
         An element that does not vary there is as at the start; one that does not vary here has to be so in all these states.
         """
         general = self._general
-        start = dict(zip(general._keys.columns.tolist(), _bytes_of(general.keys(general.start), general.key_width)[0].tolist(), strict=True))
+        start = dict(zip(general._keys.columns.tolist(), as_values(general.keys(general.start), general.key_width)[0].tolist(), strict=True))
         places = {column: place for place, column in enumerate(other._keys.columns.tolist())}
-        theirs = _bytes_of(keys, other.key_width)
+        theirs = as_values(keys, other.key_width)
         ours = np.empty((len(keys), self.key_width), np.uint8)
         for place, column in enumerate(self._keys.columns.tolist()):
             ours[:, place] = theirs[:, places[column]] if column in places else start[column]
-        return _words_of(ours)
+        return as_words(ours)
 
     def can_have(self, policy: FlushPolicy) -> bool:
         """Whether the states of this machine under other rules have the same keys."""
@@ -239,7 +226,8 @@ class Machine:
         Raises:
             RuntimeError: a value does not fit a byte.
         """
-        return self._after(rows, np.arange(len(rows)), np.zeros(len(rows)), 0, True, self.room(len(rows))).keys
+        n, rows = len(rows), np.ascontiguousarray(rows, np.int32)
+        return self._after(rows, np.full(n, -1, np.int32), np.arange(n, dtype=np.int32), np.zeros(n, np.int32), 0, True, self.room(n)).keys
 
     def room(self, n: int) -> Room:
         """Memory for what follows ``n`` entries."""
@@ -253,35 +241,63 @@ class Machine:
 
         Args:
             last: the entry that reached each state, -1 for none.
-            every: keep also states of which the key shows no change.
-            room: where rows and keys of the batch are written, for at least as many entries; None for new memory, which takes longer.
+            every: keep also states of which the key shows no change, as a device always does.
+            room: where rows and keys of the batch are written, for at least as many entries; None for new memory, which takes longer. A device
+                needs none.
 
         Raises:
             Strayed: an element that is held to be fixed is not.
             ValueError: the machine is too small for an event.
             RuntimeError: a value of a key does not fit a byte.
         """
-        return self._after(rows, which, entries, self._steps, every, room or self.room(len(which)), last)
-
-    def _after(
-        self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room, last: np.ndarray | None = None
-    ) -> Batch:
-        n, program, words, functions = len(which), self._keys, words_of(self.key_width), self._keys.functions
         last = np.full(len(rows), -1) if last is None else last
         rows, last, which, entries = (np.ascontiguousarray(array, np.int32) for array in (rows, last, which, entries))
-        fixed, reads = (np.negative(mask, dtype=np.int32) for mask in (~self._varies, program.reads))
+        if self._device is None:
+            return self._after(rows, last, which, entries, self._steps, every, room or self.room(len(which)))
+        return self._after_on(self._device, rows, last, which, entries, every)
+
+    def _after_on(
+        self, device: Expander, rows: np.ndarray, last: np.ndarray, which: np.ndarray, entries: np.ndarray, every: bool
+    ) -> Batch:  # fmt: skip
+        """As many at a time as the device takes."""
+        if len(which) <= device.lanes:
+            batch = device.expand(self._form, self._params, rows, last, which, entries, every=every)
+            self._refuse(batch.faults)
+            return batch
+        parts = []
+        for first in range(0, len(which), device.lanes):
+            own = slice(first, first + device.lanes)
+            states, numbers = np.unique(which[own], return_inverse=True)
+            parts.append(self._after_on(device, rows[states], last[states], numbers.astype(np.int32), entries[own], every))
+        kept = np.concatenate([part.kept + number * device.lanes for number, part in enumerate(parts)])
+        begins = np.cumsum([0, *(len(part.kept) for part in parts)])
+
+        def take(numbers: np.ndarray) -> np.ndarray:
+            of = np.searchsorted(begins[1:], numbers, "right")
+            taken = np.empty((len(numbers), self.width), np.int32)
+            for number, part in enumerate(parts):
+                taken[of == number] = part.take(numbers[of == number] - begins[number])
+            return taken
+
+        outcomes, keys = (np.concatenate([getattr(part, name) for part in parts]) for name in ("outcomes", "keys"))
+        return Batch(np.sum([part.pairs for part in parts], axis=0), outcomes, 0, kept, take, keys)
+
+    def _after(
+        self, rows: np.ndarray, last: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room
+    ) -> Batch:  # fmt: skip
+        n, form, words, functions = len(which), self._form, words_of(self.key_width), self._keys.functions
         out, keys = room.rows, room.keys
         kept, outcomes, faults = np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(1, np.int32)
         pairs = np.zeros((len(self._lengths) + 1, len(self._lengths)), np.int64)
         given = (*(array.ctypes.data for array in (rows, last, which, entries)), n, self._params.ctypes.data, self._events.ctypes.data)
-        masks = (*(array.ctypes.data for array in (self._whole_start, fixed, reads, self._index)), self.width, every)
+        masks = (*(array.ctypes.data for array in (self._whole_start, form.fixed, form.reads, form.index)), self.width, every)
         results = (array.ctypes.data for array in (out, kept, keys, outcomes, pairs, faults))
         stride = int(np.prod(self._events.shape[1:]))
         count = self._program.successors(
             *given, stride, self._lengths.ctypes.data, steps, len(self._lengths), functions.ctypes.data, len(functions), words, *masks, *results
         )
         self._refuse(int(faults[0]))
-        return Batch(pairs, outcomes, kept[:count], out[:count], keys[:count])
+        return Batch(pairs, outcomes, 0, kept[:count], out[:count].__getitem__, keys[:count])
 
     def _refuse(self, faults: int) -> None:
         if faults & BAD_PHASE:

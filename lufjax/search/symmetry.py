@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from lufjax import state as st
 from lufjax.events import FIRST_PAGE, Op
 from lufjax.params import MachineShape
 from lufjax.search.alphabet import Alphabet, has_room
+from lufjax.search.keys import key_of
 from lufjax.state import MachineState
 
 PAGE_OPS = {
@@ -184,6 +186,11 @@ def renamed(shape: MachineShape, s: MachineState, r: Renaming) -> MachineState:
         mm_owed=_bits_moved(s.mm_owed, r.cpu), file_owed=_bits_moved(_moved(s.file_owed, r.file), r.cpu), file_clock=_moved(s.file_clock, r.file),
         masks=_bits_moved(s.masks, r.cpu),
     )  # fmt: skip
+
+
+def key_in_names(shape: MachineShape, names: Renaming, named: dict[str, Any], s: MachineState) -> Array:
+    """The key of one machine in other names. ``named``: keywords of :func:`lufjax.search.keys.key_of`."""
+    return key_of(shape, renamed(shape, s, names), **named)
 
 
 def _moved(array: Array, names: tuple[int, ...], axis: int = 0) -> Array:

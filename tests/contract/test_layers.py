@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("state",),
     ("snapshot", "kernels", "event_check"),
     ("phases",),
-    ("backends.rollout", "backends.operations", "provenance"),
+    ("backends.rollout", "backends.operations", "backends.primitives", "provenance"),
     ("backends.lowering", "backends.code_cache"),
     ("backends.native",),
     ("backends.gpu",),

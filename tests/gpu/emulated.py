@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
 from math import prod
 from typing import Any
 
@@ -12,15 +12,14 @@ import pytest
 from llvmlite import ir
 
 from lufjax.backends.gpu import device
-from lufjax.backends.gpu.program import ARGUMENTS, EMULATED, build_module
+from lufjax.backends.gpu.program import EMULATED, Source
 from lufjax.backends.gpu.rows import LINE
 from lufjax.backends.native import machine_code
-from lufjax.params import MachineShape
 
 
-def _prototype(kernel: str) -> Any:
+def _prototype(arguments: Sequence[ir.Type]) -> Any:
     of_bits = {32: ctypes.c_int32, 64: ctypes.c_int64}
-    kinds = [of_bits[kind.width] if isinstance(kind, ir.IntType) else ctypes.c_void_p for kind in ARGUMENTS[kernel]]
+    kinds = [of_bits[kind.width] if isinstance(kind, ir.IntType) else ctypes.c_void_p for kind in arguments]
     return ctypes.CFUNCTYPE(None, *kinds, ctypes.c_int32, ctypes.c_int32)
 
 
@@ -50,8 +49,8 @@ class EmulatedDevice:
     def copy(self, source: np.ndarray, target: np.ndarray) -> None:
         target[:] = source
 
-    def load(self, shape: MachineShape, program: tuple[str, ...]) -> device.Launch:
-        functions = _compiled(shape, program)
+    def load(self, source: Source) -> device.Launch:
+        functions = _compiled(source)
 
         def launch(kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
             self.launches.append((kernel, blocks, threads))
@@ -60,12 +59,17 @@ class EmulatedDevice:
         return launch
 
 
-@lru_cache(maxsize=8)
-def _compiled(shape: MachineShape, program: tuple[str, ...]) -> dict[str, Any]:
+KEPT: dict[Hashable, dict[str, Any]] = {}
+"""What was compiled in this process, by the facts of its source."""
+
+
+def _compiled(source: Source) -> dict[str, Any]:
     """The kernels by name, and the engine that holds their code."""
-    prototypes = {kernel: _prototype(kernel) for kernel in ARGUMENTS}
-    engine, *functions = machine_code(lambda: build_module(shape, program, EMULATED), ("emulated", shape, program), **prototypes)
-    return dict(zip(prototypes, functions, strict=True)) | {"engine": engine}
+    if source.facts not in KEPT:
+        prototypes = {kernel: _prototype(arguments) for kernel, arguments in source.arguments.items()}
+        engine, *functions = machine_code(lambda: source.module(EMULATED), ("emulated", source.facts), **prototypes)
+        KEPT[source.facts] = dict(zip(prototypes, functions, strict=True)) | {"engine": engine}
+    return KEPT[source.facts]
 
 
 def emulate(monkeypatch: pytest.MonkeyPatch, **facts: int) -> EmulatedDevice:

@@ -11,6 +11,7 @@ import pytest
 
 from lufjax.backends import rollout
 from lufjax.backends.gpu import device
+from lufjax.backends.gpu.program import source_of
 from lufjax.events import OP
 from lufjax.params import MachineShape
 from tests.contract.small_run import assert_same, build_trace, small_run
@@ -26,7 +27,7 @@ class StandIn:
         self.images: list[bytes] = []
         facts = {"name": b"stand-in", "multiProcessorCount": 2, "major": 9, "minor": 0}
         runtime = SimpleNamespace(getDeviceProperties=lambda number: facts, memGetInfo=lambda: (2**30, 2**31))
-        launch = EmulatedDevice().load(shape, groups)
+        launch = EmulatedDevice().load(source_of(shape, groups))
 
         class Module:
             def load(module, image: bytes) -> None:

@@ -14,7 +14,8 @@ import pytest
 from llvmlite import ir
 
 from lufjax.backends import native
-from lufjax.backends.lowering import Lowering, emit_writes, pick_p, read_p, split_p
+from lufjax.backends.lowering import Lowering, emit_writes
+from lufjax.backends.primitives import pick_p, read_p, split_p
 
 ARRAYS = {"x": ((4,), np.dtype(np.int32)), "y": ((4,), np.dtype(np.int32))}
 

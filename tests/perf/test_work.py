@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from lufjax.backends.lowering import read_p
 from lufjax.backends.native import lane_arrays, trace_kernel
+from lufjax.backends.primitives import read_p
 from lufjax.backends.rollout import KERNELS
 from lufjax.benchmark import work
 from lufjax.config import load_run_config

@@ -16,19 +16,14 @@ from lufjax.events import Violation
 from lufjax.presets import config_dir, load_policy, policy_words
 from lufjax.scenarios.scenario import play
 from lufjax.scenarios.scenario_file import load_scenario
-from lufjax.search import exhaustive, storage
-from lufjax.search.alphabet import Alphabet, load_alphabet
+from lufjax.search import exhaustive, storage, successors
 from lufjax.search.exhaustive import Limits, explore
 from lufjax.search.storage import Storage
 from tests.oracle import Oracle
 from tests.scenario.oracle_machine import build_oracle
+from tests.search.states import alphabet_of
 
 EXPLORE = config_dir() / "explore"
-
-
-def alphabet_of(name: str) -> Alphabet:
-    """A shipped machine."""
-    return load_alphabet(EXPLORE / f"{name}.yaml")
 
 
 def shortest(result: exhaustive.Result) -> dict[str, int]:
@@ -113,11 +108,12 @@ def test_symmetry_changes_no_verdict_and_saves_states() -> None:
 
 def test_nothing_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explore(alphabet_of("tiny"), load_policy("luf_naive"), Limits(levels=6))
-    monkeypatch.setattr(exhaustive, "BATCH", 50)
-    monkeypatch.setattr(exhaustive, "num_cores", lambda: 1)
+    monkeypatch.setattr(successors, "NATIVE_BATCH", 50)
+    monkeypatch.setattr(successors, "num_cores", lambda: 1)
     parts = explore(alphabet_of("tiny"), load_policy("luf_naive"), Limits(levels=6))
     assert parts.coverage.per_level == whole.coverage.per_level
     assert (parts.coverage.pairs == whole.coverage.pairs).all()
+    assert (parts.samples == whole.samples).all()
     assert {(f.kind, len(f.entries)) for f in parts.findings} == {(f.kind, len(f.entries)) for f in whole.findings}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,32 +12,18 @@ import pytest
 from lufjax.policy import CHOICES, FlushPolicy
 from lufjax.presets import config_dir, load_policy
 from lufjax.search import keys, symmetry
-from lufjax.search.alphabet import Alphabet, load_alphabet
-from lufjax.search.successors import Batch, Machine, Strayed
+from lufjax.search.alphabet import load_alphabet
+from lufjax.search.expander import Batch
+from lufjax.search.successors import Machine, Strayed
 from tests.oracle.policies import random_policy
+from tests.search.states import LENGTH, alphabet_of, random_states
 
 MACHINES = sorted(path.stem for path in (config_dir() / "explore").glob("*.yaml") if path.stem != "small")
 """All but the one for random search: a key of it takes long to compile and is never used."""
 POLICIES = ("linux", "luf_naive", "luf_v10", "linux_6_15", "luf_vma_flag", "luf_pte_marker", "fpr", "never")
 NAMED = ("pair", "private", "processes", "tiny")
 """Machines whose states are looked at without symmetry too."""
-SEQUENCES, LENGTH, PAIRS = 256, 24, 20
-
-
-def alphabet_of(name: str) -> Alphabet:
-    """A shipped machine."""
-    return load_alphabet(config_dir() / "explore" / f"{name}.yaml")
-
-
-def random_states(machine: Machine, seed: int) -> Iterator[np.ndarray]:
-    """Rows of many machines after each event of random sequences; those that violated, or whose event was not enabled, stay where they were."""
-    rng = np.random.default_rng(seed)
-    rows = np.repeat(machine.start, SEQUENCES, axis=0)
-    for _ in range(LENGTH):
-        yield rows
-        batch = machine.after(rows, np.arange(len(rows)), rng.integers(0, len(machine.alphabet.rows), len(rows)))
-        rows = rows.copy()
-        rows[batch.kept] = batch.rows
+PAIRS = 20
 
 
 def outcomes(batch: Batch) -> list[tuple[int, bytes]]:

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lufjax.backends.gpu.program import ptx_of
-from lufjax.params import MachineShape
+from lufjax.backends.gpu.program import Source, ptx_of
 
 CAPABILITIES = (70, 75, 80, 86, 89, 90)
 """What the program is translated for; a newer GPU takes what is made for an older one."""
@@ -52,8 +51,8 @@ class Device(Protocol):
         """Copy an array within the device, and wait."""
         ...
 
-    def load(self, shape: MachineShape, program: tuple[str, ...]) -> Launch:
-        """The GPU program of a shape."""
+    def load(self, source: Source) -> Launch:
+        """Kernels that can be launched."""
         ...
 
 
@@ -89,10 +88,10 @@ class CudaDevice:
         target.data.copy_from_device(source.data, source.nbytes)
         self._cupy.cuda.Device().synchronize()
 
-    def load(self, shape: MachineShape, program: tuple[str, ...]) -> Launch:
+    def load(self, source: Source) -> Launch:
         """Translate for this device; the driver assembles it, and keeps that itself."""
         module = self._cupy.cuda.function.Module()
-        module.load(ptx_of(shape, program, self.capability) + b"\0")
+        module.load(ptx_of(source, self.capability) + b"\0")
 
         def launch(kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
             module.get_function(kernel)((blocks,), (threads,), arguments)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lufjax import state as st
 from lufjax.backends.gpu.device import Device, Launch
-from lufjax.backends.gpu.program import BLOCK, WARP
+from lufjax.backends.gpu.program import BLOCK, WARP, source_of
 from lufjax.backends.gpu.rows import COUNTING, SCALARS, TAKEN, RowLayout, layout_of, pack_params
 from lufjax.params import MachineParams, MachineShape
 from lufjax.state import MachineState
@@ -51,17 +51,23 @@ class GpuProgram:
     def start(self, params: MachineParams, state: MachineState, which: np.ndarray) -> Lanes:
         """Lanes with parameters of their own (leaves ``int32[lanes]``); each starts as one of the states of the host, ``which`` says as which."""
         put, rows = self.device.put, self.device.empty((len(which), self.layout.width))
-        initial, own = put(self.layout.pack(state)), put(pack_params(params))
-        self.launch("start_lanes", len(which), COPIERS, rows, initial, put(which.astype(np.int32)), own)
+        self.begin(rows, put(self.layout.pack(state)), put(which.astype(np.int32)), put(pack_params(params)))
         return Lanes(rows)
+
+    def begin(self, rows: Any, initial: Any, which: Any, params: Any) -> None:
+        """Write ``rows``: copies of those of ``initial`` that ``which`` says, each with its row of ``params``. All are on the device."""
+        self.launch("start_lanes", len(rows), COPIERS, rows, initial, which, params)
 
     def run(self, params: MachineParams, lanes: Lanes, events: Any, trace_index: np.ndarray, stop: np.ndarray) -> Lanes:
         """Run every lane to its stop. ``params`` are in the rows since they began."""
-        num_lanes, put = len(trace_index), self.device.put
-        threads = self._threads(num_lanes)
-        stride = np.int64(prod(events.shape[1:]))
-        self.launch("run_lanes", -(-num_lanes // threads), threads, lanes.rows, events, put(trace_index), stride, put(stop), np.int32(num_lanes))
+        self.advance(lanes.rows, events, self.device.put(trace_index), self.device.put(stop))
         return lanes
+
+    def advance(self, rows: Any, events: Any, trace_index: Any, stop: Any) -> None:
+        """:meth:`run` with all on the device."""
+        num_lanes, stride = len(rows), np.int64(prod(events.shape[1:]))
+        threads = self._threads(num_lanes)
+        self.launch("run_lanes", -(-num_lanes // threads), threads, rows, events, trace_index, stride, stop, np.int32(num_lanes))
 
     def take(self, lanes: Lanes) -> tuple[Lanes, dict[str, np.ndarray]]:
         """What was counted, and the scalars that are read with it, by name on the host; what counts begins again at 0."""
@@ -80,4 +86,4 @@ class GpuProgram:
 @lru_cache(maxsize=32)
 def load(device: Device, shape: MachineShape, program: tuple[str, ...]) -> GpuProgram:
     """The program of a shape; loaded once in a process."""
-    return GpuProgram(device, layout_of(shape), device.load(shape, program))
+    return GpuProgram(device, layout_of(shape), device.load(source_of(shape, program)))

@@ -11,8 +11,8 @@ for a CPU, which is how they are tested without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -45,30 +45,55 @@ ARGUMENTS: dict[str, list[ir.Type]] = {
 """``start_lanes(rows, initial, which, params)`` and ``take_lanes(rows, taken)``: a thread block for each lane.
 ``run_lanes(rows, events, trace_index, trace_stride, stops, num_lanes)``: a thread for each lane, at most ``BLOCK`` in a thread block."""
 Each = Callable[[ir.Function], None]
+Body = Callable[[Any, list[Any], Any, Each], None]
 
 
-def build_module(shape: MachineShape, program: Sequence[str], form: str) -> ir.Module:
-    """The IR of a shape and the groups of phases of a trace. ``form``: ``CUDA`` or ``EMULATED``."""
-    layout, module = layout_of(shape), ir.Module(name="lufjax_gpu")
-    bodies = {
-        "start_lanes": _start_lanes(module, layout),
-        "run_lanes": _run_lanes(module, shape, program, layout),
-        "take_lanes": _take_lanes(module, layout),
-    }
-    for name, body in bodies.items():
-        (_emit_on_device if form == CUDA else _emit_emulated)(module, name, body)
-    return module
+class Source(NamedTuple):
+    """Kernels for a GPU, before they are compiled.
+
+    Attributes:
+        facts: all that they depend on, with a faithful ``repr``. arguments: of each kernel by name. emit: adds what they need to a module, and gives
+            the body of each kernel. threads: most of a thread block; the fewer, the more registers may each have.
+    """
+
+    facts: Hashable
+    arguments: Mapping[str, Sequence[ir.Type]]
+    emit: Callable[[ir.Module], dict[str, Body]]
+    threads: int
+
+    def module(self, form: str) -> ir.Module:
+        """Their IR. ``form``: ``CUDA`` or ``EMULATED``."""
+        module = ir.Module(name="lufjax_gpu")
+        for name, body in self.emit(module).items():
+            function = (_emit_on_device if form == CUDA else _emit_emulated)(module, name, self.arguments[name], body)
+            if form == CUDA:
+                module.add_named_metadata("nvvm.annotations", [function, "maxntidx", I32(self.threads)])
+        return module
 
 
-def ptx_of(shape: MachineShape, program: tuple[str, ...], capability: str) -> bytes:
-    """The program for a GPU as PTX, kept from one process to the next. ``capability``: as in ``sm_90``."""
-    name = code_cache.name_of(repr(("gpu", shape, program, capability)))
+def source_of(shape: MachineShape, program: tuple[str, ...]) -> Source:
+    """The kernels that run machines of a shape through the groups of phases of a trace."""
+    layout = layout_of(shape)
+
+    def emit(module: ir.Module) -> dict[str, Body]:
+        return {
+            "start_lanes": _start_lanes(module, layout),
+            "run_lanes": _run_lanes(module, shape, program, layout),
+            "take_lanes": _take_lanes(module, layout),
+        }
+
+    return Source(("lanes", shape, program), ARGUMENTS, emit, BLOCK)
+
+
+def ptx_of(source: Source, capability: str) -> bytes:
+    """A program for a GPU as PTX, kept from one process to the next. ``capability``: as in ``sm_90``."""
+    name = code_cache.name_of(repr(("gpu", source.facts, capability)))
     kept = code_cache.load(name)
     if kept:
         return kept
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    module = build_module(shape, program, CUDA)
+    module = source.module(CUDA)
     module.triple = TRIPLE
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
@@ -80,11 +105,10 @@ def ptx_of(shape: MachineShape, program: tuple[str, ...], capability: str) -> by
     return text
 
 
-def _emit_on_device(module: ir.Module, name: str, body: Callable[[Any, list[Any], Any, Each], None]) -> None:
+def _emit_on_device(module: ir.Module, name: str, arguments: Sequence[ir.Type], body: Body) -> ir.Function:
     """A kernel: every thread of the device runs it."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), ARGUMENTS[name]), name=name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name=name)
     function.calling_convention = "ptx_kernel"
-    module.add_named_metadata("nvvm.annotations", [function, "maxntidx", I32(BLOCK)])
     b = ir.IRBuilder(function.append_basic_block("entry"))
     block, size, thread = (b.call(_declared(module, f"llvm.nvvm.read.ptx.sreg.{place}.x", I32), []) for place in ("ctaid", "ntid", "tid"))
 
@@ -94,11 +118,12 @@ def _emit_on_device(module: ir.Module, name: str, body: Callable[[Any, list[Any]
 
     body(b, [*function.args], size, each)
     b.ret_void()
+    return function
 
 
-def _emit_emulated(module: ir.Module, name: str, body: Callable[[Any, list[Any], Any, Each], None]) -> None:
+def _emit_emulated(module: ir.Module, name: str, kinds: Sequence[ir.Type], body: Body) -> ir.Function:
     """A function for a CPU with two more arguments, thread blocks and threads in each: one block, and one thread, after the other."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*ARGUMENTS[name], I32, I32]), name=name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*kinds, I32, I32]), name=name)
     *arguments, num_blocks, size = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
     with loop(b, num_blocks) as block:
@@ -109,13 +134,14 @@ def _emit_emulated(module: ir.Module, name: str, body: Callable[[Any, list[Any],
 
         body(b, arguments, size, each)
     b.ret_void()
+    return function
 
 
 def _declared(module: ir.Module, name: str, result: ir.Type) -> ir.Function:
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, []), name=name)
 
 
-def _stage(module: ir.Module, name: str, arguments: list[ir.Type], emit: Callable[..., None]) -> ir.Function:
+def emit_stage(module: ir.Module, name: str, arguments: list[ir.Type], emit: Callable[..., None]) -> ir.Function:
     """``void name(arguments, block, size, thread)``; ``emit`` takes the builder and all arguments."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [*arguments, I32, I32, I32]), name=name)
     function.linkage = "internal"
@@ -125,41 +151,41 @@ def _stage(module: ir.Module, name: str, arguments: list[ir.Type], emit: Callabl
     return function
 
 
-def _row(b: Any, base: Any, number: Any, width: Any) -> Any:
+def row_at(b: Any, base: Any, number: Any, width: Any) -> Any:
     """Row ``number`` (I32) of an array of rows."""
     return b.gep(base, [b.mul(b.sext(number, I64), width)])
 
 
-def _start_lanes(module: ir.Module, layout: RowLayout) -> Callable[..., None]:
+def _start_lanes(module: ir.Module, layout: RowLayout) -> Body:
     """Lane ``l`` begins as row ``which[l]`` of ``initial``, with row ``l`` of ``params``."""
 
     def copy(b: Any, rows: Any, initial: Any, which: Any, params: Any, block: Any, size: Any, thread: Any) -> None:
-        row, width = _row(b, rows, block, I64(layout.width)), layout.offsets["params"]
-        start, own = _row(b, initial, b.load(b.gep(which, [block])), I64(layout.width)), _row(b, params, block, I64(NUM_PARAMS))
+        row, width = row_at(b, rows, block, I64(layout.width)), layout.offsets["params"]
+        start, own = row_at(b, initial, b.load(b.gep(which, [block])), I64(layout.width)), row_at(b, params, block, I64(NUM_PARAMS))
         for source, offset, count in ((start, 0, width), (own, width, NUM_PARAMS)):
             with loop(b, I32(count), thread, size) as i:
                 b.store(b.load(b.gep(source, [i])), b.gep(row, [b.add(i, I32(offset))]))
 
-    stage = _stage(module, "copy", ARGUMENTS["start_lanes"], copy)
+    stage = emit_stage(module, "copy", ARGUMENTS["start_lanes"], copy)
     return lambda b, arguments, size, each: each(stage)
 
 
-def _take_lanes(module: ir.Module, layout: RowLayout) -> Callable[..., None]:
+def _take_lanes(module: ir.Module, layout: RowLayout) -> Body:
     """Copy the beginning of each row to ``taken``, and set to 0 what counts."""
 
     def take(b: Any, rows: Any, taken: Any, block: Any, size: Any, thread: Any) -> None:
-        row, target = _row(b, rows, block, I64(layout.width)), _row(b, taken, block, I64(layout.taken))
+        row, target = row_at(b, rows, block, I64(layout.width)), row_at(b, taken, block, I64(layout.taken))
         with loop(b, I32(layout.taken), thread, size) as i:
             place = b.gep(row, [i])
             value = b.load(place)
             b.store(value, b.gep(target, [i]))
             b.store(b.select(b.icmp_signed("<", i, I32(layout.counting)), I32(0), value), place)
 
-    stage = _stage(module, "take", ARGUMENTS["take_lanes"], take)
+    stage = emit_stage(module, "take", ARGUMENTS["take_lanes"], take)
     return lambda b, arguments, size, each: each(stage)
 
 
-def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], layout: RowLayout) -> Callable[..., None]:
+def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], layout: RowLayout) -> Body:
     """Sort the lanes of the block by phase, make one visit of each, until all are at their stops, or at a phase that is not compiled in.
 
     Lanes are sorted into *slots*; each group of phases begins at a multiple of a warp, so that all threads of a warp run the same kernel. There
@@ -196,7 +222,7 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
         before, exists, counted = b.block, b.append_basic_block("exists"), b.append_basic_block("counted")
         b.cbranch(b.icmp_signed("<", lane, num_lanes), exists, counted)
         b.position_at_end(exists)
-        flow = b.gep(_row(b, rows, lane, I64(layout.width)), [I32(layout.offsets["flow"])])
+        flow = b.gep(row_at(b, rows, lane, I64(layout.width)), [I32(layout.offsets["flow"])])
         phase, cursor = (b.load(b.gep(flow, [I32(st.BANK_OF[name][1])])) for name in ("phase", "cursor"))
         between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
         ended = b.and_(between, b.icmp_signed(">=", cursor, b.load(b.gep(stops, [lane]))))
@@ -230,7 +256,7 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
             with b.if_then(b.icmp_signed("!=", local, EMPTY)):
                 b.store(EMPTY, at(b, slots, slot))
                 lane = b.add(b.mul(block, size), local)
-                row, trace = _row(b, rows, lane, I64(layout.width)), _row(b, events, b.load(b.gep(trace_index, [lane])), stride)
+                row, trace = row_at(b, rows, lane, I64(layout.width)), row_at(b, events, b.load(b.gep(trace_index, [lane])), stride)
                 switch = b.switch(b.load(at(b, groups, local)), leave)
                 for number, name in enumerate(program):
                     switch.add_case(I32(number), b.append_basic_block(f"visit_{name}"))
@@ -239,7 +265,7 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
                     b.branch(leave)
                 b.position_at_end(leave)
 
-    stages = {emit.__name__: _stage(module, emit.__name__, types, emit) for emit in (begin, classify, place, visit)}
+    stages = {emit.__name__: emit_stage(module, emit.__name__, types, emit) for emit in (begin, classify, place, visit)}
 
     def body(b: Any, arguments: list[Any], size: Any, each: Each) -> None:
         head, work, leave = (b.append_basic_block(name) for name in ("round", "work", "finished"))
