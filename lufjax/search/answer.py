@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def main(alphabet: Alphabet, policy: str, words: Mapping[str, Any], options: Opt
     Raises:
         ValueError: the policy or the machine does not allow the search; one line.
     """
-    entry = entry_of(policy, words)
+    use_all_cores()
+    entry, options = entry_of(policy, words), replace(options, backend=resolve_backend(options.backend))
     directory = options.outputs / f"{alphabet.scenario.name}-{entry.replace(':', '-')}-{_digest(alphabet, entry, options)}"
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ def main(alphabet: Alphabet, policy: str, words: Mapping[str, Any], options: Opt
                 shutil.rmtree(directory)
             raise
         answer = {"machine": alphabet.scenario.name, "title": alphabet.scenario.title, "policy": entry, "mode": options.mode} | answer
+        answer |= {"backend": options.backend, "device": device_facts(options.backend)["kind"]}
         numbered = enumerate(answer["violations"], start=1)
         answer["violations"] = _with_litmus([_written(directory, number, finding, alphabet, entry) for number, finding in numbered], entry)
         answer |= {"environment": environment()}
@@ -70,8 +73,7 @@ def _digest(alphabet: Alphabet, entry: str, options: Options) -> str:
 
 
 def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, directory: Path) -> dict[str, Any]:
-    use_all_cores()
-    policy, line, backend = from_words(dict(words)), _Line(), resolve_backend(options.backend)
+    policy, line, backend = from_words(dict(words)), _Line(), options.backend
     limits = Limits(options.levels, options.states, options.seconds, options.until == "violation")
 
     def report(c: Coverage, share: float, found: int) -> None:
@@ -81,14 +83,14 @@ def _exhaustive(alphabet: Alphabet, words: Mapping[str, Any], options: Options, 
     storage = Storage(directory)
     result: Result = explore(alphabet, policy, limits, symmetry=options.symmetry, storage=storage, report=report, backend=backend)
     line.end()
-    c, rules = result.coverage, deciding_rules(result.machine, policy, result.samples)
+    c, rules = result.coverage, deciding_rules(result.machine.native, policy, result.samples)
     if c.exhausted:
         storage.clear()
     return {
         "violations": result.findings, "exhausted": c.exhausted, "stopped": c.stopped, "states": c.states, "transitions": c.transitions,
         "tried": c.tried, "violating_transitions": c.violating, "levels": c.levels, "states_per_level": c.per_level, "seconds": round(c.seconds, 3),
         "transitions_per_second": round(c.transitions / max(c.seconds, 1e-9)), "states_per_second": round(c.states / max(c.seconds, 1e-9)),
-        "backend": backend, "device": device_facts(backend)["kind"], "symmetry": options.symmetry, "renamings": len(result.machine.names),
+        "symmetry": options.symmetry, "renamings": len(result.machine.names),
         "enabled": _by_entry(alphabet, c.used), "op_pairs": _by_pair(alphabet, c.pairs), "deciding_rules": rules,
     }  # fmt: skip
 
@@ -102,7 +104,8 @@ def _random(alphabet: Alphabet, words: Mapping[str, Any], options: Options, dire
         line.show(f"{min(share, 1):4.0%}, {s.events:,} events, {speed:,.0f}/s, {violate}, about {left:.0f} s left")
 
     s = sample(
-        alphabet, from_words(dict(words)), events=options.events, seconds=options.seconds, seed=options.seed, prefix=options.prefix, report=report
+        alphabet, from_words(dict(words)), events=options.events, seconds=options.seconds, seed=options.seed, prefix=options.prefix,
+        backend=options.backend, report=report,
     )  # fmt: skip
     line.end()
     return {

@@ -135,6 +135,18 @@ class Expander(Protocol):
         """
         ...
 
+    def play(self, params: np.ndarray, events: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Whole sequences from the start.
+
+        Args:
+            events: ``int32[n, length, 4]``, packed rows; XLA compiles for each ``n`` and ``length``.
+            index: ``int32[k]``, elements that are asked for.
+
+        Returns:
+            ``int32[n, k]``, of the states at the ends.
+        """
+        ...
+
 
 def expander_of(backend: str, task: Task) -> Expander | None:
     """The device of a backend; None for ``native``.

@@ -26,6 +26,8 @@ from lufjax.state import MachineState
 
 MOST_LANES = 131072
 """Entries of a batch."""
+IN_FLIGHT = 4
+"""Batches in memory at most: one runs, others wait to be looked at."""
 THREADS = 128
 """Of a thread block."""
 IN_ELEMENT = 4
@@ -53,7 +55,7 @@ class CudaExpander:
         self._columns = np.concatenate([self._layout.offsets[name] + np.arange(size) for name, size in task.compiled.sizes.items()])
         self._shared = [self._put(values) for values in (task.events, task.lengths, self._in_layout(task.start))]
         self._in_form, self._params = lru_cache(maxsize=1)(self._put_form), lru_cache(maxsize=1)(self._put_params)
-        self.lanes = self._machine.lanes_that_fit(MOST_LANES)
+        self.lanes = max(1, self._machine.lanes_that_fit(IN_FLIGHT * MOST_LANES) // IN_FLIGHT)
 
     def expand(
         self, form: Form, params: np.ndarray, rows: np.ndarray, last: np.ndarray, which: np.ndarray, entries: np.ndarray, *, every: bool
@@ -87,6 +89,15 @@ class CudaExpander:
 
         pairs = count_pairs(len(self._task.lengths), last, which, entries, found)
         return Batch(pairs, found, int(bad), kept, take, get(keys)[: len(kept)].view(np.uint64))
+
+    def play(self, params: np.ndarray, events: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """See the protocol."""
+        n, start, put = len(events), self._shared[2], self._put
+        lanes, taken, numbers = self._device.empty((n, self._layout.width)), self._device.empty((n, len(index))), put(np.arange(n))
+        self._machine.begin(lanes, start, put(np.zeros(n)), self._params(params.tobytes()))
+        self._machine.advance(lanes, put(events), numbers, put(np.full(n, events.shape[1])))
+        self._launch("take_rows", n, THREADS, taken, lanes, numbers, put(self._columns[index]), np.int32(len(index)))
+        return self._device.get(taken)
 
     def _put(self, values: np.ndarray) -> Any:
         return self._device.put(np.ascontiguousarray(values, np.int32))

@@ -37,9 +37,9 @@ class XlaExpander:
         devices = tuple(jax.devices()[:num_devices])
         per_device = LANES_OF.get(devices[0].platform, MOST_LANES)
         self.lanes, self._devices, self._task = len(devices) * per_device, len(devices), task
-        mesh = Mesh(np.array(devices), (LANES,))
+        self._mesh = mesh = Mesh(np.array(devices), (LANES,))
         self._everywhere, self._shared_out = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(LANES))
-        self._program = program_for(task.compiled, per_device, devices)
+        self._program = program_for(task.compiled, per_device, mesh)
         self._place = jax.jit(_placed, out_shardings=self._shared_out)
         self._take = jax.jit(lambda rows, numbers, index: rows[numbers][:, index], out_shardings=self._shared_out)
         self._shared = [self._put(np.asarray(values, np.int32)) for values in (task.start, task.events, task.lengths)]
@@ -62,6 +62,13 @@ class XlaExpander:
         pairs = count_pairs(len(self._task.lengths), last, which, entries, outcomes)
         own = as_words(keys[kept][:, form.columns])
         return Batch(pairs, outcomes, int(np.bitwise_or.reduce(faults, initial=0)), kept.astype(np.int32), take, own)
+
+    def play(self, params: np.ndarray, events: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """See the protocol."""
+        n = -(-len(events) // self._devices) * self._devices
+        program = player_for(self._task.compiled, n // self._devices, self._mesh)
+        given = jax.device_put(_filled(events, n), self._shared_out), self._put(params), self._shared[0], self._put(index)
+        return np.asarray(program(*given))[: len(events)]
 
     def _put(self, values: np.ndarray) -> Array:
         return jax.device_put(values, self._everywhere)
@@ -89,15 +96,31 @@ def _power(count: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def program_for(compiled: Compiled, lanes: int, devices: tuple[Any, ...]) -> Callable[..., list[Array]]:
+def program_for(compiled: Compiled, lanes: int, mesh: Mesh) -> Callable[..., list[Array]]:
     """``(before, entries, steps, params, fixed, reads, start, events, lengths) -> (after, outcomes, faults, changed, keys)``, the first three and
     results by lane; ``changed``: whether a key may have; ``keys``: ``uint8[lanes, values]``, all values."""
-    mesh = Mesh(np.array(devices), (LANES,))
+    return _compiled(partial(_successors, compiled, max(64, lanes // SLOT_SHARE)), mesh, 3, 6)
+
+
+@lru_cache(maxsize=8)
+def player_for(compiled: Compiled, lanes: int, mesh: Mesh) -> Callable[..., Array]:
+    """``(events, params, start, index) -> rows``, the first one and the result by lane."""
+    return _compiled(partial(_played, compiled, max(64, lanes // SLOT_SHARE)), mesh, 1, 3)
+
+
+def _compiled(function: Callable[..., Any], mesh: Mesh, num_own: int, num_shared: int) -> Callable[..., Any]:
+    """For lanes that are shared out: the first arguments and all results have a lane axis, the others are the same for all."""
     own, everywhere = PartitionSpec(LANES), PartitionSpec()
-    function = partial(_successors, compiled, max(64, lanes // SLOT_SHARE))
-    sharded = jax.shard_map(function, mesh=mesh, in_specs=(*[own] * 3, *[everywhere] * 6), out_specs=own, check_vma=False)
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if devices[0].platform == "cpu" else None
-    return jax.jit(sharded, compiler_options=options)
+    specs = (*[own] * num_own, *[everywhere] * num_shared)
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if mesh.devices[0].platform == "cpu" else None
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False), compiler_options=options)
+
+
+def _played(compiled: Compiled, slots: int, events: Array, params: Array, start: Array, index: Array) -> Array:
+    n, length, _ = events.shape
+    state = _state_of(compiled, jnp.broadcast_to(start, (n, len(start))))
+    lanes, stops = jnp.arange(n, dtype=jnp.int32), jnp.full(n, length, jnp.int32)
+    return _rows_of(rollout.advance(compiled.shape, compiled.kernels, slots, _machine_params(params, n), state, events, lanes, stops))[:, index]
 
 
 def _successors(
@@ -105,17 +128,13 @@ def _successors(
     events: Array, lengths: Array,
 ) -> list[Array]:  # fmt: skip
     offsets, n = compiled.offsets, len(before)
-    own = len(MachineParams._fields) - 1
-    fields = [jnp.broadcast_to(value, n) for value in params]
-    machine = MachineParams(*fields[:own], policy=FlushPolicy(*fields[own:]))
-
     def scalars(rows: Array, name: str) -> Array:
         bank, column = st.BANK_OF[name]
         return rows[:, offsets[bank] + column]
 
     stops = scalars(before, "cursor") + steps
-    state = rollout.advance(compiled.shape, compiled.kernels, slots, machine, _state_of(compiled, before), events, entries, stops)
-    after = jnp.concatenate([lax.bitcast_convert_type(leaf, jnp.int32).reshape(n, -1) for leaf in state], axis=1)
+    state = rollout.advance(compiled.shape, compiled.kernels, slots, _machine_params(params, n), _state_of(compiled, before), events, entries, stops)
+    after = _rows_of(state)
 
     kinds = slice(offsets["violations"], offsets["violations"] + 2 * counters.NUM_CLASSES)
     is_new = (after[:, kinds] != before[:, kinds]).reshape(n, counters.NUM_CLASSES, 2).any(-1)
@@ -130,6 +149,18 @@ def _successors(
     faults = scalars(after, "fault") | jnp.where(has_ended, 0, BAD_PHASE)
     faults |= jnp.where(outcomes == 0, jnp.where(fits, 0, BAD_KEY) | jnp.where(has_strayed, STRAYED, 0), 0)
     return [after, outcomes, jnp.where(steps > 0, faults, 0), ((after ^ before) & reads).any(1), keys]
+
+
+def _machine_params(params: Array, num_lanes: int) -> MachineParams:
+    """The same for all lanes."""
+    own = len(MachineParams._fields) - 1
+    fields = [jnp.broadcast_to(value, num_lanes) for value in params]
+    return MachineParams(*fields[:own], policy=FlushPolicy(*fields[own:]))
+
+
+def _rows_of(state: MachineState) -> Array:
+    """``int32[lanes, elements]``."""
+    return jnp.concatenate([lax.bitcast_convert_type(leaf, jnp.int32).reshape(len(leaf), -1) for leaf in state], axis=1)
 
 
 def _state_of(compiled: Compiled, rows: Array) -> MachineState:

@@ -65,7 +65,7 @@ KEYS: dict[str, tuple[tuple[Callable[[Any], Any], str], str]] = {
     "events": (_number(1, 10**12), "random: stop after so many enabled events (10000000)"),
     "seed": (_number(0, 2**31 - 1), "random: sequences depend on it alone"),
     "prefix": (_path(), "random: a file of events that every sequence starts with (form of a scenario)"),
-    "backend": (_word(*BACKENDS), "exhaustive: what applies events to states; none finds anything else (auto)"),
+    "backend": (_word(*BACKENDS), "what events run on; none finds anything else (auto)"),
     "outputs": (_path(), "directory to write to (outputs/explore)"),
 }
 """Key -> how it is read and what is allowed, and its line of help."""
@@ -88,8 +88,6 @@ def read(chosen: Mapping[str, Any], alphabet: Alphabet) -> Options:
         values["symmetry"] = values["symmetry"] == "on"
     if "prefix" in values:
         values["prefix"] = alphabet.prefix(values["prefix"])
-    if values.get("mode") == "random" and values.get("backend", "auto") not in ("auto", "native"):
-        raise ValueError(f"backend={values['backend']}: random sequences run natively; allowed with mode=random are auto, native")
     return Options(**values)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lufjax.backends.runners import num_cores
 from lufjax.events import Violation
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
@@ -20,7 +19,7 @@ from lufjax.search.successors import Machine
 LENGTH = 2048
 """Entries of one sequence."""
 LANES = 256
-"""Sequences of one batch."""
+"""Sequences that are drawn together."""
 SHRUNK = 4
 """Violating sequences of a class that are shrunk, the shortest first."""
 
@@ -44,7 +43,7 @@ class Sampled:
 
 
 def sample(
-    alphabet: Alphabet, policy: FlushPolicy, *, events: int, seconds: float, seed: int, prefix: tuple[int, ...] = (),
+    alphabet: Alphabet, policy: FlushPolicy, *, events: int, seconds: float, seed: int, prefix: tuple[int, ...] = (), backend: str = "native",
     report: Callable[[Sampled, float], None] | None = None,
 ) -> Sampled:  # fmt: skip
     """Play random sequences until ``events`` enabled events were played or ``seconds`` are over.
@@ -52,36 +51,38 @@ def sample(
     Sequence ``i`` depends on the seed and ``i`` only. Every entry is drawn with the same probability, enabled or not.
 
     Args:
-        prefix: entries that every sequence starts with.
+        prefix: entries that every sequence starts with. backend: what plays them; what is found does not depend on it.
 
     Raises:
-        ValueError: the machine is too small for an event; one line.
+        ValueError: the machine is too small for an event, or there is no such device; one line.
     """
     began, result = time.monotonic(), Sampled(used=np.zeros(len(alphabet.rows), np.int64))
-    machine = Machine(alphabet, policy, 1, symmetry=False)
+    machine = Machine(alphabet, policy, 1, symmetry=False, backend=backend)
+    group = max(1, machine.sequences(len(prefix) + LENGTH) // LANES)
     head = np.tile(np.array(prefix, np.int64), (LANES, 1))
     best: dict[str, list[tuple[int, ...]]] = {}
 
-    def play(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        drawn = np.random.default_rng([seed, batch]).integers(0, len(alphabet.rows), (LANES, LENGTH), np.int64)
-        entries = np.concatenate([head, drawn], axis=1)
-        return entries, *machine.play(entries)
+    def play(batches: range) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        drawn = [np.random.default_rng([seed, batch]).integers(0, len(alphabet.rows), (LANES, LENGTH), np.int64) for batch in batches]
+        entries = np.concatenate([np.concatenate([head, own], axis=1) for own in drawn])
+        return list(zip(*(np.split(values, len(batches)) for values in (entries, *machine.play(entries))), strict=True))
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(machine.workers) as pool:
         batch, ahead = 0, []
         while True:
-            while len(ahead) < 2 * num_cores():
-                ahead.append(pool.submit(play, batch))
-                batch += 1
-            entries, enabled, first = ahead.pop(0).result()
-            _count(result, best, entries, enabled, first)
+            while len(ahead) < 2 * machine.workers:
+                ahead.append(pool.submit(play, range(batch, batch + group)))
+                batch += group
+            for played in ahead.pop(0).result():
+                if result.events < events:
+                    _count(result, best, *played)
             result.seconds = time.monotonic() - began
             if report is not None:
                 report(result, max(result.events / events, result.seconds / seconds))
             if result.events >= events or result.seconds >= seconds:
                 break
     for kind, sequences in best.items():
-        shrunk = [shrink(machine, kind, sequence) for sequence in sequences]
+        shrunk = [shrink(machine.native, kind, sequence) for sequence in sequences]
         result.findings.append(Finding(kind, min(shrunk, key=len)))
     result.findings.sort(key=lambda finding: len(finding.entries))
     result.seconds = time.monotonic() - began

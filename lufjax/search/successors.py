@@ -12,25 +12,43 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lufjax import counters
 from lufjax import state as st
 from lufjax.backends import native, rollout
 from lufjax.backends.runners import num_cores
+from lufjax.counters import NUM_CLASSES
 from lufjax.faults import ADVICE
 from lufjax.params import has_slow
+from lufjax.phases import Phase
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
 from lufjax.search.compiled import FREE, KeyProgram, SearchProgram, compile_keys, compile_search
-from lufjax.search.expander import BAD_KEY, BAD_PHASE, STRAYED, Batch, Compiled, Expander, Form, Task, as_values, as_words, expander_of, words_of
+from lufjax.search.expander import (
+    BAD_KEY,
+    BAD_PHASE,
+    DISABLED_AT,
+    STRAYED,
+    Batch,
+    Compiled,
+    Expander,
+    Form,
+    Task,
+    as_values,
+    as_words,
+    expander_of,
+    words_of,
+)
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.search.symmetry import renamings
 from lufjax.state import MachineState, init_state
 
-EVENTS_DISABLED = list(counters.SCALARS).index("events_disabled")
 STATISTICS = ("violations", "first", "received", "histograms", "counters")
 """Arrays that nothing is decided by: of the states of a search only the difference that an event makes to them is looked at."""
-NATIVE_BATCH = 4096
+NATIVE_BATCH = 8192
 """Successors that one core has in memory at a time."""
+NATIVE_SEQUENCES = 256
+"""Sequences that one core has in memory at a time."""
+PLAYED_BYTES = 2**28
+"""Events of the sequences that a device has in memory at a time."""
 WIDE = 12
 """Bits of generations that no search wraps: 2048 of them would have to pass while a frame is free."""
 
@@ -102,6 +120,19 @@ class Machine:
     def batch(self) -> int:
         """Entries that are best applied together."""
         return NATIVE_BATCH if self._device is None else self._device.lanes
+
+    def sequences(self, length: int) -> int:
+        """Sequences of so many entries that are best played together; of powers of two the largest."""
+        if self._device is None:
+            return NATIVE_SEQUENCES
+        return 1 << (min(self._device.lanes, PLAYED_BYTES // (16 * self._steps * length)).bit_length() - 1)
+
+    @property
+    def native(self) -> Machine:
+        """The same machine on the cores of the CPU."""
+        other = copy(self)
+        other._device = None
+        return other
 
     @property
     def workers(self) -> int:
@@ -252,7 +283,7 @@ class Machine:
         """
         last = np.full(len(rows), -1) if last is None else last
         rows, last, which, entries = (np.ascontiguousarray(array, np.int32) for array in (rows, last, which, entries))
-        if self._device is None:
+        if self._device is None or not len(which):
             return self._after(rows, last, which, entries, self._steps, every, room or self.room(len(which)))
         return self._after_on(self._device, rows, last, which, entries, every)
 
@@ -322,19 +353,31 @@ class Machine:
         n, length = entries.shape
         padded = np.concatenate([self._events[:, : self._steps], np.zeros((1, self._steps, 4), np.int32)])
         events = padded[entries].reshape(n, length * self._steps, 4)
-        rows = np.repeat(self._whole_start[None], n, axis=0)
-        stops = np.full(n, length * self._steps, np.int32)
-        first, which = rows.ctypes.data, np.arange(n, dtype=np.int32)
+        index = np.concatenate([self._elements(name) for name in ("violations", "first", "fault", "phase", "cursor", "events_disabled")])
+        ends = self._play_natively(events, index) if self._device is None else self._device.play(self._params, events, index)
+        kinds, firsts, scalars = np.split(ends, [2 * NUM_CLASSES, 6 * NUM_CLASSES], axis=1)
+        faults, phase, cursor, disabled = scalars.T
+        has_ended = np.isin(phase, (Phase.FETCH, Phase.BACKGROUND)) & (cursor >= events.shape[1])
+        self._refuse(int(np.bitwise_or.reduce(faults)) | (0 if has_ended.all() else BAD_PHASE))
+        first = np.where(kinds.reshape(n, -1, 2).sum(2) > 0, (firsts[:, ::4].astype(np.int64) - 1) // self._steps, -1)
+        played = np.where(first < 0, length, first + 1).min(1)
+        given = np.where(entries >= 0, self._lengths[entries], 0).sum(1) - disabled
+        return given * played // length, first
+
+    def _elements(self, name: str) -> np.ndarray:
+        """Elements of an array of the state, or the one of a scalar."""
+        if name in MachineState._fields:
+            return np.arange(self.column(name).start, self.column(name).stop, dtype=np.int32)
+        bank, column = ("counters", DISABLED_AT) if name == "events_disabled" else st.BANK_OF[name]
+        return np.array([self.column(bank).start + column], np.int32)
+
+    def _play_natively(self, events: np.ndarray, index: np.ndarray) -> np.ndarray:
+        n, length, _ = events.shape
+        rows, which, stops = np.repeat(self._whole_start[None], n, axis=0), np.arange(n, dtype=np.int32), np.full(n, length, np.int32)
+        first = rows.ctypes.data
         bases = [first + 4 * int(offset) for offset in self._offsets[:-1]] + [self._params.ctypes.data, events.ctypes.data]
         strides = [rows.shape[1]] * len(MachineState._fields) + [0, 0]
         where = (ctypes.c_void_p * len(bases))(*bases), (ctypes.c_int64 * len(strides))(*strides)
         program = native.compile_for(self.shape, self._kernels)
-        bad = program.run(*map(ctypes.addressof, where), which.ctypes.data, 4 * length * self._steps, stops.ctypes.data, 0, n)
-        faults = np.bitwise_or.reduce(rows[:, self.column("flow").start + st.BANK_OF["fault"][1]])
-        self._refuse(int(faults) | (BAD_PHASE if bad else 0))
-        kinds, firsts = rows[:, self.column("violations")].reshape(n, -1, 2).sum(2), rows[:, self.column("first")].reshape(n, -1, 4)
-        first = np.where(kinds > 0, (firsts[:, :, 0].astype(np.int64) - 1) // self._steps, -1)
-        disabled = rows[:, self.column("counters").start + EVENTS_DISABLED]
-        played = np.where(first < 0, length, first + 1).min(1)
-        given = np.where(entries >= 0, self._lengths[entries], 0).sum(1) - disabled
-        return given * played // length, first
+        program.run(*map(ctypes.addressof, where), which.ctypes.data, 4 * length, stops.ctypes.data, 0, n)
+        return rows[:, index]

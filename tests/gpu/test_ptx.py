@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import Mesh
 
 from lufjax.backends import rollout
 from lufjax.backends.gpu.program import ARGUMENTS, BLOCK, ptx_of, source_of
 from lufjax.backends.gpu.rows import layout_of
 from lufjax.backends.native import NUM_PARAMS
+from lufjax.backends.runners import LANES
 from lufjax.config import load_run_config
 from lufjax.events import OP
 from lufjax.params import MachineShape
@@ -118,6 +120,6 @@ def test_the_xla_program_lowers_for_cuda() -> None:
 def test_the_xla_program_of_a_search_does_too() -> None:
     compiled = Machine(alphabet_of("lists"), load_policy("linux"), 4, symmetry=True).compiled
     elements, lanes = sum(compiled.sizes.values()), 64
-    program = on_xla.program_for(compiled, lanes, tuple(jax.devices()[:1]))
+    program = on_xla.program_for(compiled, lanes, Mesh(np.array(jax.devices()[:1]), (LANES,)))
     sizes = [(lanes, elements), (lanes,), (lanes,), (NUM_PARAMS,), (elements,), (elements,), (elements,), (9, 4, 4), (9,)]
     assert_lowers_for_cuda(program, [jax.ShapeDtypeStruct(size, np.int32) for size in sizes])

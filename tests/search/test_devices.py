@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lufjax.backends.gpu import device as gpu
 from lufjax.backends.runners import use_all_cores
 from lufjax.cli import main
 from lufjax.presets import load_policy
-from lufjax.search import exhaustive, on_cuda, successors
+from lufjax.search import exhaustive, on_cuda, sampling, successors
 from lufjax.search.exhaustive import Limits, Result, explore
 from lufjax.search.expander import Batch
 from lufjax.search.storage import Storage
@@ -103,6 +104,22 @@ def assert_same_but_samples(ours: Result, theirs: Result) -> None:
     assert_same(replace(ours, samples=theirs.samples), theirs)
 
 
+@pytest.mark.parametrize(("backend", "name"), [("cuda", "tiny"), ("xla", ON_XLA)])
+def test_random_sequences_end_alike(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a device plays many batches at once, of which the last ones are too many."""
+    monkeypatch.setattr(sampling, "LENGTH", 32)
+    monkeypatch.setattr(sampling, "LANES", 64)
+    alphabet, policy = alphabet_of(name), load_policy(POLICIES[name])
+    monkeypatch.setattr(successors, "PLAYED_BYTES", 16 * 512 * 32 * alphabet.rows_per_entry)
+    device, native = (
+        sampling.sample(alphabet, policy, events=6000, seconds=600, seed=5, prefix=(0,), backend=each) for each in (backend, "native")
+    )
+    assert native.findings
+    assert native.sequences % 512
+    facts = [vars(sampled) | {"seconds": 0, "used": sampled.used.tolist()} for sampled in (device, native)]
+    assert facts[0] == facts[1]
+
+
 def test_a_phase_that_is_not_compiled_in_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = successors.rollout.program_for
     monkeypatch.setattr(successors.rollout, "program_for", lambda ops, **named: tuple(g for g in real(ops, **named) if g != "fault"))
@@ -110,6 +127,9 @@ def test_a_phase_that_is_not_compiled_in_is_found_out(monkeypatch: pytest.Monkey
     n = len(device.alphabet.rows)
     with pytest.raises(RuntimeError, match="a phase that is not compiled in"):
         device.after(device.start, np.zeros(n), np.arange(n))
+    for each in (device, device.native):
+        with pytest.raises(RuntimeError, match="a phase that is not compiled in"):
+            each.play(np.arange(n)[None])
 
 
 def test_a_value_that_fits_no_byte_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +156,12 @@ def test_the_command_says_what_it_ran_on(answers: dict[str, dict[str, object]]) 
         assert answers["cuda"][key] == answers["native"][key]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["backend=rust"], "backend=rust: allowed are auto, native, cuda, xla"),
-        (["backend=xla", "mode=random"], "backend=xla: random sequences run natively; allowed with mode=random are auto, native"),
-    ],
-)
-def test_what_is_refused(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explore", "policy=linux", f"outputs={tmp_path / 'none'}", *arguments]) == 2
-    assert capsys.readouterr().err == f"lufjax: {says}\n"
-    assert not (tmp_path / "none").exists()
+def test_a_backend_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ValueError("backend=cuda: no CUDA device can be used: none")
+
+    monkeypatch.setattr(gpu, "open_device", refuse)
+    for backend, says in (("rust", "backend=rust: allowed are auto, native, cuda, xla"), ("cuda", "backend=cuda: no CUDA device can be used: none")):
+        assert main(["explore", "policy=linux", f"outputs={tmp_path / 'none'}", f"backend={backend}"]) == 2
+        assert capsys.readouterr().err == f"lufjax: {says}\n"
+        assert not (tmp_path / "none").exists()
