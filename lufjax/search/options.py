@@ -26,7 +26,7 @@ class Options:
     events: int = 10_000_000
     seed: int = 0
     prefix: tuple[int, ...] = ()
-    backend: str = "auto"
+    backend: str = "native"
     outputs: Path = Path("outputs/explore")
 
 
@@ -65,7 +65,7 @@ KEYS: dict[str, tuple[tuple[Callable[[Any], Any], str], str]] = {
     "events": (_number(1, 10**12), "random: stop after so many enabled events (10000000)"),
     "seed": (_number(0, 2**31 - 1), "random: sequences depend on it alone"),
     "prefix": (_path(), "random: a file of events that every sequence starts with (form of a scenario)"),
-    "backend": (_word(*BACKENDS), "what events run on; none finds anything else (auto)"),
+    "backend": (_word(*BACKENDS), "what events run on, auto as for a run; none finds anything else (native)"),
     "outputs": (_path(), "directory to write to (outputs/explore)"),
 }
 """Key -> how it is read and what is allowed, and its line of help."""
