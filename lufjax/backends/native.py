@@ -152,6 +152,13 @@ def loop(b: Any, count: Any, first: Any = None, step: Any = None) -> Iterator[An
     b.position_at_end(leave)
 
 
+def emit_has_ended(b: Any, flow: Any, stop: Any) -> tuple[Any, Any]:
+    """The phase of a lane whose scalars are at ``flow``, and whether it is between events at its stop."""
+    phase, cursor = (b.load(b.gep(flow, [I32(st.BANK_OF[name][1])])) for name in ("phase", "cursor"))
+    between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
+    return phase, b.and_(between, b.icmp_signed(">=", cursor, stop))
+
+
 def _emit_run_lane(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.Function], numbers: dict[str, int]) -> None:
     """``int run_lane(own, stop)``: from event to event until the cursor is at ``stop``; returns 1 at a phase that is not compiled in."""
     function = ir.Function(module, ir.FunctionType(I32, [POINTER.as_pointer(), I32]), name="run_lane")
@@ -162,10 +169,8 @@ def _emit_run_lane(module: ir.Module, program: Sequence[str], kernels: dict[str,
     flow = b.load(b.gep(own, [I64(numbers["flow"])]))
     b.branch(step)
     b.position_at_end(step)
-    phase = b.load(b.gep(flow, [I64(st.BANK_OF["phase"][1])]))
-    cursor = b.load(b.gep(flow, [I64(st.BANK_OF["cursor"][1])]))
-    between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
-    b.cbranch(b.and_(between, b.icmp_signed(">=", cursor, stop)), leave, dispatch)
+    phase, has_ended = emit_has_ended(b, flow, stop)
+    b.cbranch(has_ended, leave, dispatch)
     b.position_at_end(dispatch)
     switch = b.switch(phase, missing)
     for group in program:

@@ -129,8 +129,8 @@ def _cuda_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, 
 def _xla_runner(shape: MachineShape, program: tuple[str, ...], num_lanes: int, block_lanes: int | None, num_devices: int | None) -> Runner:
     code_cache.keep_xla_programs()
     devices = tuple(jax.devices()[:num_devices])
-    per_device = min(block_lanes or XLA_BLOCK_LANES, _ceil_power(-(-num_lanes // len(devices))))
-    slots = min(per_device, max(64, per_device // SLOT_SHARE))
+    per_device = min(block_lanes or XLA_BLOCK_LANES, ceil_power(-(-num_lanes // len(devices))))
+    slots = slots_for(per_device)
     mesh = Mesh(np.array(devices), (LANES,))
     lanes, everywhere = NamedSharding(mesh, PartitionSpec(LANES)), NamedSharding(mesh, PartitionSpec())
     put = partial(jax.device_put, device=lanes)
@@ -159,18 +159,29 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ceil_power(n: int) -> int:
+def ceil_power(n: int) -> int:
+    """The first power of two that is not below a positive number."""
     return 1 << max(0, (n - 1).bit_length())
+
+
+def slots_for(lanes: int) -> int:
+    """Lanes that one phase runs on at a time, of those of one device of JAX."""
+    return min(lanes, max(64, lanes // SLOT_SHARE))
 
 
 @lru_cache(maxsize=16)
 def xla_program(shape: MachineShape, program: tuple[str, ...], slots: int, devices: tuple[Any, ...]) -> Callable[..., MachineState]:
     """The XLA program: lanes sharded over devices, state arrays updated in place."""
-    mesh = Mesh(np.array(devices), (LANES,))
-    lanes, everywhere = PartitionSpec(LANES), PartitionSpec()
-    sharded = jax.shard_map(
-        partial(rollout.advance, shape, program, slots), mesh=mesh, in_specs=(lanes, lanes, everywhere, lanes, lanes), out_specs=lanes,
-        check_vma=False,
-    )  # fmt: skip
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if devices[0].platform == "cpu" else None
-    return jax.jit(sharded, donate_argnums=(1,), compiler_options=options)
+    return jit_over_lanes(partial(rollout.advance, shape, program, slots), Mesh(np.array(devices), (LANES,)), "llsll", donate=(1,))
+
+
+def jit_over_lanes(function: Callable[..., Any], mesh: Mesh, arguments: str, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Compile for lanes that are shared out to devices.
+
+    Args:
+        arguments: a letter for each: ``l`` has a lane axis, as all results have; ``s`` is the same for all lanes. donate: those that are used up.
+    """
+    specs = {"l": PartitionSpec(LANES), "s": PartitionSpec()}
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=tuple(specs[each] for each in arguments), out_specs=specs["l"], check_vma=False)
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if mesh.devices[0].platform == "cpu" else None
+    return jax.jit(sharded, donate_argnums=donate, compiler_options=options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from lufjax.backends.lowering import Lowering
 from lufjax.backends.native import POINTER, loop, machine_code
 from lufjax.backends.operations import BOOL, I32, I64, all_equal
 from lufjax.backends.primitives import read_p
-from lufjax.events import Violation
+from lufjax.counters import NUM_CLASSES
 from lufjax.params import MachineShape
 from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED, words_of
 from lufjax.search.keys import LARGEST, SMALLEST
@@ -196,16 +196,18 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
     key_functions, num_keys, words, start, fixed, reads, index, size, every, out, kept, keys, outcomes, pairs, faults = more
     sizes = [int(np.prod(arrays[name][0], dtype=int)) for name in MachineState._fields]
     offsets = dict(zip(MachineState._fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-    width, classes = sum(sizes), len(Violation)
-    flow, disabled_at, kinds = offsets["flow"], offsets["counters"] + DISABLED_AT, offsets["violations"]
+    width, flow = sum(sizes), offsets["flow"]
 
     b = ir.IRBuilder(function.append_basic_block("entry"))
     own, other = b.alloca(POINTER, size=I64(len(arrays))), b.alloca(I64, size=words)
-    count, last, violated, less, differs, is_changed = (b.alloca(kind) for kind in (I64, I64, I32, I64, I64, BOOL))
+    count, last, is_changed = (b.alloca(kind) for kind in (I64, I64, BOOL))
     before, row = b.alloca(I32, size=I64(width)), b.alloca(I32, size=I64(width))
 
     def at(base: Any, offset: int) -> Any:
         return b.gep(base, [I64(offset)])
+
+    def element(base: Any, array: str, index: int) -> Any:
+        return b.load(at(base, offsets[array] + index))
 
     def copied(target: Any, source: Any, size: Any) -> None:
         b.call(copy, [b.bitcast(target, BYTES), b.bitcast(source, BYTES), size, BOOL(0)])
@@ -234,18 +236,12 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
         fails(b.icmp_signed("!=", b.call(run_lane, [own, stop]), I32(0)), I32(BAD_PHASE))
         fault = b.load(at(row, flow + st.BANK_OF["fault"][1]))
         fails(b.icmp_signed("!=", fault, I32(0)), fault)
-        b.store(I32(0), violated)
-        for kind in range(classes):
-            for half in (2 * kind, 2 * kind + 1):
-                is_new = b.icmp_signed("!=", b.load(at(row, kinds + half)), b.load(at(before, kinds + half)))
-                b.store(b.or_(b.load(violated), b.select(is_new, I32(1 << kind), I32(0))), violated)
-        refused = b.sub(b.load(at(row, disabled_at)), b.load(at(before, disabled_at)))
-        is_enabled = b.icmp_signed("<", refused, b.load(b.gep(lengths, [entry])))
-        b.store(b.select(is_enabled, b.load(violated), I32(DISABLED)), b.gep(outcomes, [i]))
+        outcome, is_enabled, violated = emit_outcome(b, partial(element, row), partial(element, before), b.load(b.gep(lengths, [entry])))
+        b.store(outcome, b.gep(outcomes, [i]))
         pair = b.gep(pairs, [b.add(b.mul(b.add(b.sext(b.load(b.gep(lasts, [state])), I64), I64(1)), num_entries), entry)])
         b.store(b.add(b.load(pair), b.zext(is_enabled, I64)), pair)
         b.store(BOOL(0), is_changed)
-        with b.if_then(b.and_(is_enabled, b.icmp_signed("==", b.load(violated), I32(0)))):
+        with b.if_then(b.and_(is_enabled, b.icmp_signed("==", violated, I32(0)))):
             strayed, changed = _emit_differences(b, width, row, ((start, fixed), (before, reads)))
             fails(strayed, I32(STRAYED))
             b.store(b.or_(changed, b.icmp_signed("!=", every, I32(0))), is_changed)
@@ -256,21 +252,44 @@ def _emit_successors(module: ir.Module, arrays: Arrays) -> None:
             with loop(b, num_keys, I64(1)) as name:
                 bad = b.call(b.load(b.gep(key_functions, [name])), [own, b.bitcast(other, BYTES)])
                 fails(b.icmp_signed("!=", bad, I32(0)), I32(BAD_KEY))
-                b.store(I64(0), less)
-                b.store(I64(0), differs)
-                with loop(b, words) as word:
-                    ours, theirs = b.load(b.gep(key, [word])), b.load(b.gep(other, [word]))
-                    is_less = b.zext(b.icmp_unsigned("<", theirs, ours), I64)
-                    b.store(b.select(b.icmp_signed("==", b.load(differs), I64(0)), is_less, b.load(less)), less)
-                    b.store(b.or_(b.load(differs), b.xor(ours, theirs)), differs)
-                with b.if_then(b.icmp_signed("!=", b.load(less), I64(0))):
-                    copied(key, other, b.mul(words, I64(8)))
+                emit_keep_smaller(b, key, other, words)
             target = b.gep(out, [b.mul(b.load(count), size)])
             with loop(b, size) as column:
                 b.store(b.load(b.gep(row, [b.sext(b.load(b.gep(index, [column])), I64)])), b.gep(target, [column]))
             b.store(b.trunc(i, I32), b.gep(kept, [b.load(count)]))
             b.store(b.add(b.load(count), I64(1)), count)
     b.ret(b.load(count))
+
+
+Element = Callable[[str, int], Any]
+"""Loads an element of an array of a state."""
+
+
+def emit_outcome(b: Any, now: Element, before: Element, length: Any) -> tuple[Any, Any, Any]:
+    """The outcome of an entry of ``length`` events, whether it was enabled, and the classes that were violated, as bits."""
+    violated = I32(0)
+    for kind in range(NUM_CLASSES):
+        for half in (2 * kind, 2 * kind + 1):
+            is_new = b.icmp_signed("!=", now("violations", half), before("violations", half))
+            violated = b.or_(violated, b.select(is_new, I32(1 << kind), I32(0)))
+    is_enabled = b.icmp_signed("<", b.sub(now("counters", DISABLED_AT), before("counters", DISABLED_AT)), length)
+    return b.select(is_enabled, violated, I32(DISABLED)), is_enabled, violated
+
+
+def emit_keep_smaller(b: Any, own: Any, other: Any, count: Any) -> None:
+    """Leave in ``own`` the smaller of two arrays of ``count`` unsigned integers, compared one after the other."""
+    kind = own.type.pointee
+    with b.goto_entry_block():
+        less, differs = b.alloca(kind), b.alloca(kind)
+    for place in (less, differs):
+        b.store(kind(0), place)
+    with loop(b, count) as number:
+        ours, theirs = b.load(b.gep(own, [number])), b.load(b.gep(other, [number]))
+        is_less = b.zext(b.icmp_unsigned("<", theirs, ours), kind)
+        b.store(b.select(b.icmp_signed("==", b.load(differs), kind(0)), is_less, b.load(less)), less)
+        b.store(b.or_(b.load(differs), b.xor(ours, theirs)), differs)
+    with b.if_then(b.icmp_signed("!=", b.load(less), kind(0))), loop(b, count) as number:
+        b.store(b.load(b.gep(other, [number])), b.gep(own, [number]))
 
 
 def _emit_differences(b: Any, width: int, row: Any, others: Sequence[tuple[Any, Any]]) -> list[Any]:

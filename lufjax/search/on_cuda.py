@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import numpy as np
 from llvmlite import ir
 
-from lufjax import counters
 from lufjax import state as st
 from lufjax.backends.gpu import device as devices
 from lufjax.backends.gpu import lanes as gpu_lanes
 from lufjax.backends.gpu.program import INTS, Body, Source, emit_stage, row_at
 from lufjax.backends.gpu.rows import LaneRow, RowLayout
 from lufjax.backends.lowering import Lowering
-from lufjax.backends.native import loop
+from lufjax.backends.native import emit_has_ended, loop
 from lufjax.backends.operations import I32, I64
-from lufjax.phases import Phase
-from lufjax.search.compiled import emit_key
-from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED, Batch, Compiled, Form, Task, count_pairs, words_of
+from lufjax.search.compiled import emit_keep_smaller, emit_key, emit_outcome
+from lufjax.search.expander import BAD_KEY, BAD_PHASE, STRAYED, Batch, Compiled, Form, Task, count_pairs, words_of
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.state import MachineState
 
@@ -183,14 +181,8 @@ def _judge_lanes(module: ir.Module, layout: RowLayout) -> Body:
         def bits(condition: Any, value: int) -> Any:
             return b.select(condition, I32(value), I32(0))
 
-        violated = I32(0)
-        for kind in range(counters.NUM_CLASSES):
-            for half in (2 * kind, 2 * kind + 1):
-                is_new = b.icmp_signed("!=", element(row, "violations", half), element(before, "violations", half))
-                violated = b.or_(violated, bits(is_new, 1 << kind))
-        refused = b.sub(element(row, "counters", DISABLED_AT), element(before, "counters", DISABLED_AT))
-        is_enabled = b.icmp_signed("<", refused, b.load(b.gep(lengths, [b.load(b.gep(entries, [lane]))])))
-        outcome = b.select(is_enabled, violated, I32(DISABLED))
+        length = b.load(b.gep(lengths, [b.load(b.gep(entries, [lane]))]))
+        outcome, _, _ = emit_outcome(b, partial(element, row), partial(element, before), length)
 
         for place in differences:
             b.store(I32(0), place)
@@ -202,10 +194,8 @@ def _judge_lanes(module: ir.Module, layout: RowLayout) -> Body:
                 b.store(b.or_(b.load(place), difference), place)
         strayed, is_changed = (b.icmp_signed("!=", b.load(place), I32(0)) for place in differences)
 
-        phase, cursor, fault = (element(row, *st.BANK_OF[name]) for name in ("phase", "cursor", "fault"))
-        between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
-        has_ended = b.and_(between, b.icmp_signed(">=", cursor, b.load(b.gep(stops, [lane]))))
-        fault = b.or_(fault, bits(b.not_(has_ended), BAD_PHASE))
+        _, has_ended = emit_has_ended(b, b.gep(row, [I32(layout.offsets["flow"])]), b.load(b.gep(stops, [lane])))
+        fault = b.or_(element(row, *st.BANK_OF["fault"]), bits(b.not_(has_ended), BAD_PHASE))
         fault = b.or_(fault, bits(b.and_(strayed, b.icmp_signed("==", outcome, I32(0))), STRAYED))
         for value, target in ((outcome, outcomes), (fault, faults), (b.zext(is_changed, I32), changed)):
             b.store(value, b.gep(target, [lane]))
@@ -219,22 +209,22 @@ def _make_keys(module: ir.Module, compiled: Compiled, layout: RowLayout) -> Body
 
     def make(b: Any, *arguments: Any) -> None:
         *given, num_kept, block, size, thread = arguments
-        number, numbers = b.add(b.mul(block, size), thread), [b.alloca(I32) for _ in range(2)]
+        number, total = b.add(b.mul(block, size), thread), b.alloca(I32)
         own, other = (b.alloca(I32, size=elements) for _ in range(2))
         with b.if_then(b.icmp_signed("<", number, num_kept)):
-            make_one(b, number, own, other, numbers, *given)
+            make_one(b, number, own, other, total, *given)
 
     def make_one(
-        b: Any, number: Any, own: Any, other: Any, numbers: list[Any], lanes: Any, kept: Any, columns: Any, num_columns: Any, keys: Any, faults: Any
+        b: Any, number: Any, own: Any, other: Any, total: Any, lanes: Any, kept: Any, columns: Any, num_columns: Any, keys: Any, faults: Any
     ) -> None:
         row = row_at(b, lanes, b.load(b.gep(kept, [number])), I64(layout.width))
         bad = b.call(functions[0], [row, own])
         for function in functions[1:]:
             bad = b.or_(bad, b.call(function, [row, other]))
-            keep_smaller(b, own, other, *numbers)
+            emit_keep_smaller(b, own, other, I32(elements))
         b.store(b.select(b.icmp_signed("!=", bad, I32(0)), I32(BAD_KEY), I32(0)), b.gep(faults, [number]))
         per_key = b.shl(b.lshr(b.add(num_columns, I32(7)), I32(3)), I32(1))
-        key, total = row_at(b, keys, number, b.sext(per_key, I64)), numbers[0]
+        key = row_at(b, keys, number, b.sext(per_key, I64))
         with loop(b, per_key) as place:
             b.store(I32(0), total)
             for byte in range(IN_ELEMENT):
@@ -245,17 +235,6 @@ def _make_keys(module: ir.Module, compiled: Compiled, layout: RowLayout) -> Body
                     value = b.and_(b.lshr(b.load(b.gep(own, [b.lshr(value, I32(2))])), shift), I32(255))
                     b.store(b.or_(b.load(total), b.shl(value, I32(8 * (3 - byte)))), total)
             b.store(b.load(total), b.gep(key, [b.xor(place, I32(1))]))
-
-    def keep_smaller(b: Any, own: Any, other: Any, less: Any, differs: Any) -> None:
-        b.store(I32(0), less)
-        b.store(I32(0), differs)
-        with loop(b, I32(elements)) as place:
-            ours, theirs = b.load(b.gep(own, [place])), b.load(b.gep(other, [place]))
-            is_less = b.zext(b.icmp_unsigned("<", theirs, ours), I32)
-            b.store(b.select(b.icmp_signed("==", b.load(differs), I32(0)), is_less, b.load(less)), less)
-            b.store(b.or_(b.load(differs), b.xor(ours, theirs)), differs)
-        with b.if_then(b.icmp_signed("!=", b.load(less), I32(0))), loop(b, I32(elements)) as place:
-            b.store(b.load(b.gep(other, [place])), b.gep(own, [place]))
 
     stage = emit_stage(module, "make_key", ARGUMENTS["make_keys"], make)
     return lambda b, arguments, size, each: each(stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lufjax import counters
 from lufjax import state as st
 from lufjax.backends import code_cache, rollout
-from lufjax.backends.runners import LANES, SLOT_SHARE
+from lufjax.backends.runners import LANES, ceil_power, jit_over_lanes, slots_for
 from lufjax.params import MachineParams
 from lufjax.phases import Phase
 from lufjax.policy import FlushPolicy
@@ -49,14 +48,14 @@ class XlaExpander:
     ) -> Batch:  # fmt: skip
         """See the protocol."""
         n, index, (start, events, lengths) = len(which), self._put(form.index), self._shared
-        before = self._place(start, index, self._put(_filled(rows, _power(len(rows)))), self._lanes(which))
+        before = self._place(start, index, self._put(_filled(rows, ceil_power(len(rows)))), self._lanes(which))
         given = self._lanes(entries), self._lanes(np.full(n, self._task.steps))
         after, *found = self._program(before, *given, self._put(params), self._put(form.fixed), self._put(form.reads), start, events, lengths)
         outcomes, faults, is_changed, keys = (np.asarray(values)[:n] for values in found)
         kept = np.flatnonzero((outcomes == 0) & (is_changed | every))
 
         def take(numbers: np.ndarray) -> np.ndarray:
-            padded = _filled(kept[numbers], max(self._devices, _power(len(numbers))))
+            padded = _filled(kept[numbers], max(self._devices, ceil_power(len(numbers))))
             return np.asarray(self._take(after, jax.device_put(padded, self._shared_out), index))[: len(numbers)]
 
         pairs = count_pairs(len(self._task.lengths), last, which, entries, outcomes)
@@ -90,30 +89,17 @@ def _filled(values: np.ndarray, length: int) -> np.ndarray:
     return found
 
 
-def _power(count: int) -> int:
-    """A power of two from ``count``, of which there are few to compile for."""
-    return 1 << max(0, count - 1).bit_length()
-
-
 @lru_cache(maxsize=8)
 def program_for(compiled: Compiled, lanes: int, mesh: Mesh) -> Callable[..., list[Array]]:
     """``(before, entries, steps, params, fixed, reads, start, events, lengths) -> (after, outcomes, faults, changed, keys)``, the first three and
     results by lane; ``changed``: whether a key may have; ``keys``: ``uint8[lanes, values]``, all values."""
-    return _compiled(partial(_successors, compiled, max(64, lanes // SLOT_SHARE)), mesh, 3, 6)
+    return jit_over_lanes(partial(_successors, compiled, slots_for(lanes)), mesh, "lllssssss")
 
 
 @lru_cache(maxsize=8)
 def player_for(compiled: Compiled, lanes: int, mesh: Mesh) -> Callable[..., Array]:
     """``(events, params, start, index) -> rows``, the first one and the result by lane."""
-    return _compiled(partial(_played, compiled, max(64, lanes // SLOT_SHARE)), mesh, 1, 3)
-
-
-def _compiled(function: Callable[..., Any], mesh: Mesh, num_own: int, num_shared: int) -> Callable[..., Any]:
-    """For lanes that are shared out: the first arguments and all results have a lane axis, the others are the same for all."""
-    own, everywhere = PartitionSpec(LANES), PartitionSpec()
-    specs = (*[own] * num_own, *[everywhere] * num_shared)
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if mesh.devices[0].platform == "cpu" else None
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False), compiler_options=options)
+    return jit_over_lanes(partial(_played, compiled, slots_for(lanes)), mesh, "lsss")
 
 
 def _played(compiled: Compiled, slots: int, events: Array, params: Array, start: Array, index: Array) -> Array:

@@ -38,7 +38,7 @@ from lufjax.search.expander import (
     words_of,
 )
 from lufjax.search.keys import LARGEST, SMALLEST
-from lufjax.search.symmetry import renamings
+from lufjax.search.symmetry import Renaming, renamings
 from lufjax.state import MachineState, init_state
 
 STATISTICS = ("violations", "first", "received", "histograms", "counters")
@@ -89,32 +89,29 @@ class Machine:
         self.alphabet, self.shape, self.depth = alphabet, alphabet.shape, depth
         params = alphabet.scenario.machine_params(policy)
         start = init_state(self.shape, params, alphabet.trace)
-        self._arrays = native.lane_arrays(start)
-        sizes = [int(np.prod(self._arrays[name][0], dtype=int)) for name in MachineState._fields]
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
-        width = int(self._offsets[-1])
         self._whole_start = np.concatenate([np.asarray(leaf).view(np.int32).ravel() for leaf in start])
         self._steps = alphabet.rows_per_entry
         self._lengths = np.array([len(rows) for rows in alphabet.rows], np.int32)
         padded = [np.concatenate([rows, np.zeros((self._steps - len(rows), 5), np.int32)]) for rows in alphabet.rows]
         self._events = rollout.pack_events(np.stack([np.tile(rows, (depth, 1)) for rows in padded]))
         ops = {int(op) for rows in alphabet.rows for op in np.unique(rows[:, 1])}
-        self._kernels = rollout.program_for(ops, has_slow=has_slow(params))
-        self.names = renamings(alphabet)[: None if symmetry else 1]
-        self._whole_tags, self._pairs = tags_wrap(policy), has_pairs(policy)
-        self._rename = symmetry and not self._pairs
+        self._arrays, self._pairs = native.lane_arrays(start), has_pairs(policy)
+        self.compiled = Compiled(
+            self.shape, rollout.program_for(ops, has_slow=has_slow(params)),
+            tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items()),
+            tuple(renamings(alphabet)[: None if symmetry else 1]), symmetry and not self._pairs, tags_wrap(policy), params.fast_frames,
+        )  # fmt: skip
+        width = len(self._whole_start)
         self._compiled: list[KeyProgram] = []
         self._general, self._variants = self, dict[bytes, list[KeyProgram]]()
         self._varies, self._index = np.ones(width, bool), np.arange(width, dtype=np.int32)
-        self._fast_frames = params.fast_frames
         self._params = np.array([*params[:-1], *params.policy], np.int32)
         self._device = expander_of(backend, Task(self.compiled, self._whole_start, self._steps, self._events, self._lengths))
 
     @property
-    def compiled(self) -> Compiled:
-        """What its programs are compiled for."""
-        arrays = tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items())
-        return Compiled(self.shape, self._kernels, arrays, tuple(self.names), self._rename, self._whole_tags, self._fast_frames)
+    def names(self) -> tuple[Renaming, ...]:
+        """Renamings that leave the machine as it is, the identity first."""
+        return self.compiled.names
 
     @property
     def batch(self) -> int:
@@ -155,7 +152,7 @@ class Machine:
 
     @cached_property
     def _program(self) -> SearchProgram:
-        return compile_search(self.shape, self._kernels, self.compiled.arrays)
+        return compile_search(self.shape, self.compiled.kernels, self.compiled.arrays)
 
     @property
     def key_width(self) -> int:
@@ -231,7 +228,7 @@ class Machine:
 
     def can_have(self, policy: FlushPolicy) -> bool:
         """Whether the states of this machine under other rules have the same keys."""
-        return tags_wrap(policy) == self._whole_tags and has_pairs(policy) <= self._pairs
+        return tags_wrap(policy) == self.compiled.whole_tags and has_pairs(policy) <= self._pairs
 
     def with_policy(self, policy: FlushPolicy) -> Machine:
         """The same machine under other rules; nothing is compiled again.
@@ -248,8 +245,8 @@ class Machine:
 
     def column(self, name: str) -> slice:
         """Where an array of the state lies in a row."""
-        index = MachineState._fields.index(name)
-        return slice(int(self._offsets[index]), int(self._offsets[index + 1]))
+        first = self.compiled.offsets[name]
+        return slice(first, first + self.compiled.sizes[name])
 
     def keys(self, rows: np.ndarray) -> np.ndarray:
         """``uint64[n, words]``: the smallest key of each state in any names.
@@ -272,7 +269,7 @@ class Machine:
 
         Args:
             last: the entry that reached each state, -1 for none.
-            every: keep also states of which the key shows no change, as a device always does.
+            every: keep also states of which the key shows no change.
             room: where rows and keys of the batch are written, for at least as many entries; None for new memory, which takes longer. A device
                 needs none.
 
@@ -375,9 +372,9 @@ class Machine:
         n, length, _ = events.shape
         rows, which, stops = np.repeat(self._whole_start[None], n, axis=0), np.arange(n, dtype=np.int32), np.full(n, length, np.int32)
         first = rows.ctypes.data
-        bases = [first + 4 * int(offset) for offset in self._offsets[:-1]] + [self._params.ctypes.data, events.ctypes.data]
+        bases = [first + 4 * offset for offset in self.compiled.offsets.values()] + [self._params.ctypes.data, events.ctypes.data]
         strides = [rows.shape[1]] * len(MachineState._fields) + [0, 0]
         where = (ctypes.c_void_p * len(bases))(*bases), (ctypes.c_int64 * len(strides))(*strides)
-        program = native.compile_for(self.shape, self._kernels)
+        program = native.compile_for(self.shape, self.compiled.kernels)
         program.run(*map(ctypes.addressof, where), which.ctypes.data, 4 * length, stops.ctypes.data, 0, n)
         return rows[:, index]

@@ -18,10 +18,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from lufjax import state as st
 from lufjax.backends import code_cache
 from lufjax.backends.gpu.rows import LINE, LaneRow, RowLayout, layout_of
-from lufjax.backends.native import NUM_PARAMS, emit_kernels, loop
+from lufjax.backends.native import NUM_PARAMS, emit_has_ended, emit_kernels, loop
 from lufjax.backends.operations import I32, I64
 from lufjax.params import MachineShape
 from lufjax.phases import GROUPS, Phase
@@ -223,10 +222,8 @@ def _run_lanes(module: ir.Module, shape: MachineShape, program: Sequence[str], l
         b.cbranch(b.icmp_signed("<", lane, num_lanes), exists, counted)
         b.position_at_end(exists)
         flow = b.gep(row_at(b, rows, lane, I64(layout.width)), [I32(layout.offsets["flow"])])
-        phase, cursor = (b.load(b.gep(flow, [I32(st.BANK_OF[name][1])])) for name in ("phase", "cursor"))
-        between = b.or_(b.icmp_signed("==", phase, I32(Phase.FETCH)), b.icmp_signed("==", phase, I32(Phase.BACKGROUND)))
-        ended = b.and_(between, b.icmp_signed(">=", cursor, b.load(b.gep(stops, [lane]))))
-        found = b.select(ended, I32(done), b.load(at(b, group_of, phase)))
+        phase, has_ended = emit_has_ended(b, flow, b.load(b.gep(stops, [lane])))
+        found = b.select(has_ended, I32(done), b.load(at(b, group_of, phase)))
         b.branch(counted)
         b.position_at_end(counted)
         group = b.phi(I32)
