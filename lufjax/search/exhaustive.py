@@ -122,6 +122,7 @@ class _Search:
         self._findings = Findings(machine.alphabet, machine.names)
         self._samples: list[np.ndarray] = [machine.start[:0]]
         self._began = time.monotonic()
+        self._rooms: tuple[Machine, SimpleQueue[Room]] | None = None
 
     def run(self) -> Result:
         level = self._start()
@@ -207,19 +208,27 @@ class _Search:
         self._keys = self._keys.converted(self._coverage.states, new.key_width, convert, self._storage.keys_path(self._form))
         return level.in_form(lambda rows: new.rows_of(old.whole(rows)))
 
+    def _rooms_for(self, n: int) -> SimpleQueue[Room]:
+        """Memory for all batches that are in flight; the same for every level, because new memory costs time."""
+        machine = self._machine
+        if self._rooms is None or self._rooms[0] is not machine:
+            rooms = SimpleQueue[Room]()
+            for _ in range(machine.workers + AHEAD + 1):
+                rooms.put(machine.room(n))
+            self._rooms = machine, rooms
+        return self._rooms[1]
+
     def _follow(self, pool: ThreadPoolExecutor, level: Level, found: LevelWriter) -> None:
         """Every entry on every state of a level; what is new goes to ``found``."""
         c, n, first_id, most = self._coverage, self._num_entries, self._coverage.states - len(level), max(1, self._machine.batch // self._num_entries)
-        machine, rooms = self._machine, SimpleQueue[Room]()
-        for _ in range(machine.workers + AHEAD + 1):
-            rooms.put(machine.room(most * n))
+        machine, rooms = self._machine, self._rooms_for(most * n)
         every_state, every_entry = np.repeat(np.arange(most, dtype=np.int32), n), np.tile(np.arange(n, dtype=np.int32), most)
 
         def run(part: tuple[int, np.ndarray, np.ndarray]) -> _Tried:
             first, rows, last = part
             which, entries, room = every_state[: len(rows) * n], every_entry[: len(rows) * n], rooms.get()
             try:
-                batch = machine.after(rows, which, entries, last=last, every=False, room=room)
+                batch = machine.after(rows, which, entries, last=last, every=False, room=room, seen=self._keys.seen)
             except Strayed:
                 whole = machine.whole(rows)
                 after = self._general.after(whole, which, entries).rows
@@ -235,7 +244,8 @@ class _Search:
             c.violating += len(bad)
             c.used += used
             c.pairs += batch.pairs[1:]
-            for kind in Violation if len(bad) else ():
+            shown = int(np.bitwise_or.reduce(batch.outcomes[bad], initial=0))
+            for kind in (kind for kind in Violation if shown >> kind & 1):
                 self._findings.consider(kind.name, first + bad // n, bad % n, batch.violates(kind)[bad])
             added = self._keys.add(batch.keys)
             states, entries = np.divmod(batch.kept[added].astype(np.int64), n)

@@ -94,7 +94,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one entry each did to ``n`` states, and the ``k`` states after those that were enabled and violated nothing.
+    """What one entry each did to ``n`` states, and ``k`` of the states after those that were enabled and violated nothing.
 
     Attributes:
         pairs: ``int64[entries + 1, entries]``, enabled entries by the entry that reached the state, counted from 1, 0 for none.

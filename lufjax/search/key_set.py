@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lufjax.search.compiled import compile_add
 from lufjax.search.expander import words_of
+from lufjax.search.hashing import Seen, compile_add
 
 START = 1 << 16
 SPARSE = 3
@@ -20,6 +20,9 @@ class KeySet:
 
     Memory: 24 to 48 bytes a key, and the keys themselves, which the operating system writes out where ``path`` names a file.
 
+    Attributes:
+        seen: the set as it is, for a thread that looks keys up while this one adds more.
+
     Args:
         width: bytes of a key, which is handed over as ``uint64[words]``, the last filled up with zeros. path: file for the keys.
     """
@@ -30,6 +33,7 @@ class KeySet:
         self._keys = self._store(START)
         self._slots = np.zeros(4 * START, np.uint64)
         self._compiled = compile_add()
+        self._see()
 
     def _store(self, capacity: int) -> np.ndarray:
         if self._path is not None:
@@ -42,11 +46,15 @@ class KeySet:
         """``uint64[count, words]``."""
         return self._keys[: self.count]
 
+    def _see(self) -> None:
+        self.seen = Seen(self._slots, self._keys, self.count, self._factors)
+
     def restore(self, count: int) -> None:
         """Take the first ``count`` keys of the file as added."""
         self.count = count
         self._keys = self._store(max(START, 1 << max(0, (count - 1).bit_length())))
         self._rehash(max(4 * START, 4 << max(0, (count - 1).bit_length())))
+        self._see()
 
     def add(self, keys: np.ndarray) -> np.ndarray:
         """Add ``uint64[n, words]``; returns the rows that were not there before, of equal ones the first, in the order of their numbers."""
@@ -56,6 +64,7 @@ class KeySet:
             self._rehash(2 * len(self._slots))
         new = self._add(keys, self.count)
         self.count += len(new)
+        self._see()
         return new
 
     def converted(self, count: int, width: int, convert: Callable[[np.ndarray], np.ndarray], path: Path | None) -> KeySet:

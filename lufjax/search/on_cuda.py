@@ -17,9 +17,10 @@ from lufjax.backends.gpu.rows import LaneRow, RowLayout
 from lufjax.backends.lowering import Lowering
 from lufjax.backends.native import emit_has_ended, loop
 from lufjax.backends.operations import I32, I64
-from lufjax.search.compiled import emit_keep_smaller, emit_key, emit_outcome
+from lufjax.search.compiled import emit_key
 from lufjax.search.expander import BAD_KEY, BAD_PHASE, STRAYED, Batch, Compiled, Form, Task, count_pairs, words_of
 from lufjax.search.keys import LARGEST, SMALLEST
+from lufjax.search.native_loop import emit_keep_smaller, emit_outcome
 from lufjax.state import MachineState
 
 MOST_LANES = 131072

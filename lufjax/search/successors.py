@@ -21,7 +21,7 @@ from lufjax.params import has_slow
 from lufjax.phases import Phase
 from lufjax.policy import FlushPolicy
 from lufjax.search.alphabet import Alphabet
-from lufjax.search.compiled import FREE, KeyProgram, SearchProgram, compile_keys, compile_search
+from lufjax.search.compiled import FREE, FormProgram, SearchProgram, compile_form, compile_search
 from lufjax.search.expander import (
     BAD_KEY,
     BAD_PHASE,
@@ -37,6 +37,7 @@ from lufjax.search.expander import (
     expander_of,
     words_of,
 )
+from lufjax.search.hashing import Seen, nothing_seen
 from lufjax.search.keys import LARGEST, SMALLEST
 from lufjax.search.symmetry import Renaming, renamings
 from lufjax.state import MachineState, init_state
@@ -102,8 +103,8 @@ class Machine:
             tuple(renamings(alphabet)[: None if symmetry else 1]), symmetry and not self._pairs, tags_wrap(policy), params.fast_frames,
         )  # fmt: skip
         width = len(self._whole_start)
-        self._compiled: list[KeyProgram] = []
-        self._general, self._variants = self, dict[bytes, list[KeyProgram]]()
+        self._compiled: list[FormProgram] = []
+        self._general, self._variants = self, dict[bytes, list[FormProgram]]()
         self._varies, self._index = np.ones(width, bool), np.arange(width, dtype=np.int32)
         self._params = np.array([*params[:-1], *params.policy], np.int32)
         self._device = expander_of(backend, Task(self.compiled, self._whole_start, self._steps, self._events, self._lengths))
@@ -137,16 +138,16 @@ class Machine:
         return num_cores() if self._device is None else 1
 
     @property
-    def _keys(self) -> KeyProgram:
+    def _code(self) -> FormProgram:
         """Compiled when a key is first asked for, for all machines that were made from one."""
         if not self._compiled:
             fixed = None if self._varies.all() else np.where(self._varies, FREE, self._whole_start).astype(np.int32)
-            self._compiled.append(compile_keys(self.compiled.key_functions(), self._arrays, fixed, self.compiled))
+            self._compiled.append(compile_form(self.compiled.key_functions(), self._arrays, fixed, self._index, self.compiled))
         return self._compiled[0]
 
     @cached_property
     def _form(self) -> Form:
-        program = self._keys
+        program = self._code
         fixed, reads = (np.negative(mask, dtype=np.int32) for mask in (~self._varies, program.reads))
         return Form(self._index, program.columns, fixed, reads)
 
@@ -157,7 +158,7 @@ class Machine:
     @property
     def key_width(self) -> int:
         """Bytes of a key."""
-        return len(self._keys.columns)
+        return len(self._code.columns)
 
     def with_varying(self, varies: np.ndarray) -> Machine:
         """The same machine with shorter keys and rows, which hold as long as all elements of states but these are as at the start.
@@ -218,11 +219,11 @@ class Machine:
         An element that does not vary there is as at the start; one that does not vary here has to be so in all these states.
         """
         general = self._general
-        start = dict(zip(general._keys.columns.tolist(), as_values(general.keys(general.start), general.key_width)[0].tolist(), strict=True))
-        places = {column: place for place, column in enumerate(other._keys.columns.tolist())}
+        start = dict(zip(general._code.columns.tolist(), as_values(general.keys(general.start), general.key_width)[0].tolist(), strict=True))
+        places = {column: place for place, column in enumerate(other._code.columns.tolist())}
         theirs = as_values(keys, other.key_width)
         ours = np.empty((len(keys), self.key_width), np.uint8)
-        for place, column in enumerate(self._keys.columns.tolist()):
+        for place, column in enumerate(self._code.columns.tolist()):
             ours[:, place] = theirs[:, places[column]] if column in places else start[column]
         return as_words(ours)
 
@@ -263,13 +264,14 @@ class Machine:
 
     def after(
         self, rows: np.ndarray, which: np.ndarray, entries: np.ndarray, *, last: np.ndarray | None = None, every: bool = True,
-        room: Room | None = None,
+        room: Room | None = None, seen: Seen | None = None,
     ) -> Batch:  # fmt: skip
         """What ``entries[i]`` does to ``rows[which[i]]``. May run on any thread.
 
         Args:
             last: the entry that reached each state, -1 for none.
             every: keep also states of which the key shows no change.
+            seen: keys of which no states are wanted; a device hands them out all the same.
             room: where rows and keys of the batch are written, for at least as many entries; None for new memory, which takes longer. A device
                 needs none.
 
@@ -281,7 +283,7 @@ class Machine:
         last = np.full(len(rows), -1) if last is None else last
         rows, last, which, entries = (np.ascontiguousarray(array, np.int32) for array in (rows, last, which, entries))
         if self._device is None or not len(which):
-            return self._after(rows, last, which, entries, self._steps, every, room or self.room(len(which)))
+            return self._after(rows, last, which, entries, self._steps, every, room or self.room(len(which)), seen)
         return self._after_on(self._device, rows, last, which, entries, every)
 
     def _after_on(
@@ -311,19 +313,19 @@ class Machine:
         return Batch(np.sum([part.pairs for part in parts], axis=0), outcomes, 0, kept, take, keys)
 
     def _after(
-        self, rows: np.ndarray, last: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room
+        self, rows: np.ndarray, last: np.ndarray, which: np.ndarray, entries: np.ndarray, steps: int, every: bool, room: Room,
+        seen: Seen | None = None,
     ) -> Batch:  # fmt: skip
-        n, form, words, functions = len(which), self._form, words_of(self.key_width), self._keys.functions
-        out, keys = room.rows, room.keys
+        n, words = len(which), words_of(self.key_width)
+        out, keys, seen = room.rows, room.keys, seen or nothing_seen(words)
         kept, outcomes, faults = np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(1, np.int32)
         pairs = np.zeros((len(self._lengths) + 1, len(self._lengths)), np.int64)
         given = (*(array.ctypes.data for array in (rows, last, which, entries)), n, self._params.ctypes.data, self._events.ctypes.data)
-        masks = (*(array.ctypes.data for array in (self._whole_start, form.fixed, form.reads, form.index)), self.width, every)
+        own = (self._lengths.ctypes.data, steps, len(self._lengths), self._whole_start.ctypes.data, every)
+        known = (seen.slots.ctypes.data, len(seen.slots) - 1, seen.keys.ctypes.data, seen.count, seen.factors.ctypes.data)
         results = (array.ctypes.data for array in (out, kept, keys, outcomes, pairs, faults))
         stride = int(np.prod(self._events.shape[1:]))
-        count = self._program.successors(
-            *given, stride, self._lengths.ctypes.data, steps, len(self._lengths), functions.ctypes.data, len(functions), words, *masks, *results
-        )
+        count = self._code.successors(self._program.run_lane, *given, stride, *own, *known, *results)
         self._refuse(int(faults[0]))
         return Batch(pairs, outcomes, 0, kept[:count], out[:count].__getitem__, keys[:count])
 

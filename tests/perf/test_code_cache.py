@@ -38,7 +38,7 @@ def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(native, "build_ir", refuse)
-    monkeypatch.setattr(compiled, "_keys_module", refuse)
+    monkeypatch.setattr(compiled, "_form_module", refuse)
 
 
 def test_kept_code_does_what_compiled_code_does(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
