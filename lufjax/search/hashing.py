@@ -19,8 +19,8 @@ from lufjax.backends.operations import I32, I64
 
 BYTES, LONGS = ir.IntType(8).as_pointer(), I64.as_pointer()
 UPPER, LOWER = 0xFFFFFFFF << 32, 0xFFFFFFFF
-LINES = 2
-"""Cache lines of a key that are fetched ahead."""
+LINE = 64
+"""Bytes of a cache line."""
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -58,15 +58,15 @@ def emit_hash(b: Any, key: Any, words: Any, factors: Any) -> Any:
 def emit_fetch(b: Any, at: Any) -> None:
     """Have the cache line of an address fetched."""
     prefetch = b.module.declare_intrinsic("llvm.prefetch", [BYTES], ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32]))
-    b.call(prefetch, [b.bitcast(at, BYTES), I32(0), I32(1), I32(1)])
+    b.call(prefetch, [b.bitcast(at, BYTES), I32(0), I32(3), I32(1)])
 
 
-def emit_fetch_likely(b: Any, slots: Any, mask: Any, keys: Any, words: Any, value: Any) -> None:
-    """Have the key fetched that the first slot for a hash names."""
+def emit_fetch_likely(b: Any, slots: Any, mask: Any, keys: Any, words: Any, value: Any, lines: int) -> None:
+    """Have so many cache lines fetched of the key that the first slot for a hash names."""
     slot = b.load(b.gep(slots, [b.and_(value, mask)]))
     key = b.gep(keys, [b.mul(b.sub(b.and_(slot, I64(LOWER)), I64(1)), words)])
-    for line in range(LINES):
-        emit_fetch(b, b.gep(b.bitcast(key, BYTES), [I64(64 * line)]))
+    for line in range(lines):
+        emit_fetch(b, b.gep(b.bitcast(key, BYTES), [I64(LINE * line)]))
 
 
 def emit_find(module: ir.Module) -> ir.Function:
@@ -125,7 +125,7 @@ def _add_module() -> ir.Module:
         b.store(value, b.gep(hashes, [i]))
         emit_fetch(b, b.gep(slots, [b.and_(value, mask)]))
     with loop(b, n) as i:
-        emit_fetch_likely(b, slots, mask, keys, words, b.load(b.gep(hashes, [i])))
+        emit_fetch_likely(b, slots, mask, keys, words, b.load(b.gep(hashes, [i])), 1)
     b.store(first, count)
     with loop(b, n) as i:
         value, row, own = b.load(b.gep(hashes, [i])), b.gep(rows, [b.mul(i, words)]), b.load(count)

@@ -18,7 +18,7 @@ from lufjax.backends.native import POINTER, loop
 from lufjax.backends.operations import BOOL, I32, I64
 from lufjax.counters import NUM_CLASSES
 from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED
-from lufjax.search.hashing import BYTES, LONGS, emit_fetch, emit_fetch_likely, emit_find, emit_hash
+from lufjax.search.hashing import BYTES, LINE, LONGS, emit_fetch, emit_fetch_likely, emit_find, emit_hash
 from lufjax.state import MachineState
 
 OWN = POINTER.as_pointer()
@@ -81,9 +81,9 @@ def emit_successors(
 
     def settle() -> None:
         """Write those that wait and are not known."""
-        first = b.load(count)
+        first, lines = b.load(count), -(-(8 * num_words + LINE - 8) // LINE)
         with loop(b, b.load(waiting)) as i:
-            emit_fetch_likely(b, slots, mask, known, words, b.load(b.gep(hashes, [i])))
+            emit_fetch_likely(b, slots, mask, known, words, b.load(b.gep(hashes, [i])), lines)
         with loop(b, b.load(waiting)) as i:
             key, value = key_at(b.add(first, i)), b.load(b.gep(hashes, [i]))
             with b.if_then(b.icmp_signed(">=", b.call(find, [slots, mask, known, num_known, words, value, key]), I64(0))):
