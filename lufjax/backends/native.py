@@ -40,6 +40,8 @@ from lufjax.trace import EMPTY_TRACE
 POINTER = I32.as_pointer()
 NUM_PARAMS = len(MachineParams._fields) - 1 + len(FlushPolicy._fields)
 _P, _L = ctypes.c_void_p, ctypes.c_int64
+RUN_LANE = ir.FunctionType(I32, [POINTER.as_pointer(), I32])
+"""``int run_lane(own, stop)``: from event to event until the cursor is at ``stop``; returns 1 at a phase that is not compiled in."""
 RUN_LANES = ctypes.CFUNCTYPE(ctypes.c_int32, _P, _P, _P, _L, _P, _L, _L)
 """``int run_lanes(bases, strides, trace_index, trace_stride, stops, begin, end)``."""
 
@@ -160,8 +162,8 @@ def emit_has_ended(b: Any, flow: Any, stop: Any) -> tuple[Any, Any]:
 
 
 def _emit_run_lane(module: ir.Module, program: Sequence[str], kernels: dict[str, ir.Function], numbers: dict[str, int]) -> None:
-    """``int run_lane(own, stop)``: from event to event until the cursor is at ``stop``; returns 1 at a phase that is not compiled in."""
-    function = ir.Function(module, ir.FunctionType(I32, [POINTER.as_pointer(), I32]), name="run_lane")
+    """The function of :data:`RUN_LANE`."""
+    function = ir.Function(module, RUN_LANE, name="run_lane")
     function.linkage = "internal"
     own, stop = function.args
     entry, step, dispatch, missing, leave = (function.append_basic_block(name) for name in ("entry", "step", "dispatch", "missing", "leave"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,17 +21,17 @@ from lufjax.backends.native import machine_code
 from lufjax.backends.operations import I32, I64, all_equal
 from lufjax.backends.primitives import read_p
 from lufjax.params import MachineShape
-from lufjax.search.expander import words_of
+from lufjax.search.expander import Compiled, words_of
 from lufjax.search.hashing import BYTES
 from lufjax.search.keys import LARGEST, SMALLEST
-from lufjax.search.native_loop import KEY, SUCCESSORS, Arrays, emit_successors
+from lufjax.search.native_loop import KEY, SUCCESSORS, emit_successors
 from lufjax.state import MachineState
 
 I8 = ir.IntType(8)
 FREE = -(2**31)
 """Of an element of the state that is not fixed."""
-_P, _L = ctypes.c_void_p, ctypes.c_int64
 Key = Callable[[MachineState], jax.Array]
+Arrays = dict[str, tuple[tuple[int, ...], Any]]
 
 
 class SearchProgram(NamedTuple):
@@ -56,36 +56,35 @@ class FormProgram(NamedTuple):
     reads: np.ndarray
 
 
-def compile_form(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | None, index: np.ndarray, facts: tuple[Any, ...]) -> FormProgram:
-    """Compile functions of one machine between two events to rows of small integers, and the loop that asks for them.
+def compile_form(compiled: Compiled, fixed: np.ndarray | None, index: np.ndarray) -> FormProgram:
+    """Compile the keys of a machine between two events, and the loop that asks for them.
 
     Args:
-        functions: one for each renaming; their operations are those that :mod:`lufjax.backends.lowering` translates.
-        arrays: shape and dtype of each array of the state, in its order.
+        compiled: the machine; operations of its key functions are those that :mod:`lufjax.backends.lowering` translates.
         fixed: ``int32[state width]`` of which the elements that are not FREE are the same in every machine that a key is asked of; None for none.
         index: ``int32[size]``, elements of a state that are in a row.
-        facts: all that ``functions`` depends on.
     """
-    known, code = None if fixed is None else fixed.tobytes(), ctypes.CFUNCTYPE(_P)
+    known, code = None if fixed is None else fixed.tobytes(), ctypes.CFUNCTYPE(ctypes.c_void_p)
     engine, columns, reads, successors = machine_code(
-        lambda: _form_module(functions, arrays, fixed, index), ("form", facts, sorted(arrays.items()), known, index.tobytes()),
+        lambda: _form_module(compiled, fixed, index), ("form", compiled, known, index.tobytes()),
         key_columns=code, key_reads=code, successors=SUCCESSORS,
     )  # fmt: skip
     every = np.ctypeslib.as_array(ctypes.cast(columns(), ctypes.POINTER(ctypes.c_int32)), (1,))
     every = np.ctypeslib.as_array(ctypes.cast(columns(), ctypes.POINTER(ctypes.c_int32)), (1 + int(every[0]),))[1:].copy()
-    is_read = np.ctypeslib.as_array(ctypes.cast(reads(), ctypes.POINTER(ctypes.c_uint8)), (_width(arrays),)) > 0
+    is_read = np.ctypeslib.as_array(ctypes.cast(reads(), ctypes.POINTER(ctypes.c_uint8)), (sum(compiled.sizes.values()),)) > 0
     return FormProgram(engine, successors, every, is_read)
 
 
-def _form_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | None, index: np.ndarray) -> ir.Module:
+def _form_module(compiled: Compiled, fixed: np.ndarray | None, index: np.ndarray) -> ir.Module:
     """The functions ``key_0``, ``key_1``, ...; ``key_columns``, which gives a count and as many numbers; ``key_reads``; and ``successors``."""
-    module, known = ir.Module(name="lufjax_form"), _elements_of(arrays, np.full(_width(arrays), FREE) if fixed is None else fixed)
-    constants = {name: own.astype(object) for name, own in known.items()}
+    module, arrays, width = ir.Module(name="lufjax_form"), _named(compiled.arrays), sum(compiled.sizes.values())
+    fixed = np.full(width, FREE) if fixed is None else fixed
+    constants = {name: own.astype(object) for name, own in _elements_of(arrays, fixed).items()}
     for own in constants.values():
         own[own == FREE] = None
-    places = _elements_of(arrays, np.arange(_width(arrays)))
+    places = _elements_of(arrays, np.arange(width))
     traced = list[tuple[Lowering, np.ndarray]]()
-    for number, function in enumerate(functions):
+    for number, function in enumerate(compiled.key_functions()):
         kernel = ir.Function(module, KEY, name=f"key_{number}")
         kernel.linkage = "internal"
         kernel.attributes.add("noinline")
@@ -93,7 +92,7 @@ def _form_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
         lowering = Lowering(ir.IRBuilder(kernel.append_basic_block("entry")), memory, constants)
         traced.append((lowering, emit_key(lowering, function, arrays)))
     columns = [c for c, values in enumerate(zip(*(values for _, values in traced), strict=True)) if not all_equal(values)]
-    reads = np.zeros(_width(arrays), np.uint8)
+    reads = np.zeros(width, np.uint8)
     for lowering, values in traced:
         b, out, seen = lowering.builder, lowering.builder.function.args[1], I32(0)
         for place in range(8 * words_of(len(columns))):
@@ -106,8 +105,8 @@ def _form_module(functions: Sequence[Key], arrays: Arrays, fixed: np.ndarray | N
             reads[places[name][element]] |= id(load) in needed
     _emit_data(module, "key_columns", np.array([len(columns), *columns], np.int32))
     _emit_data(module, "key_reads", reads)
-    is_fixed = np.zeros(len(reads), bool) if fixed is None else fixed != FREE
-    emit_successors(module, arrays, index, is_fixed, reads > 0, [lowering.builder.function for lowering, _ in traced], words_of(len(columns)))
+    keys = [lowering.builder.function for lowering, _ in traced]
+    emit_successors(module, compiled, index, fixed != FREE, reads > 0, keys, words_of(len(columns)))
     return module
 
 
@@ -123,9 +122,8 @@ def emit_key(lowering: Lowering, function: Key, arrays: Arrays) -> np.ndarray:
     return found[0]
 
 
-def _width(arrays: Arrays) -> int:
-    """Elements of a state."""
-    return sum(math.prod(arrays[name][0]) for name in MachineState._fields)
+def _named(arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> Arrays:
+    return {name: (size, np.dtype(dtype)) for name, size, dtype in arrays}
 
 
 def _elements_of(arrays: Arrays, row: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,9 +162,9 @@ def compile_search(
     """Compile for this machine's CPU; once in a process."""
 
     def build() -> ir.Module:
-        module = native.build_ir(shape, program, {name: (size, np.dtype(dtype)) for name, size, dtype in arrays})
+        module = native.build_ir(shape, program, _named(arrays))
         module.get_global("run_lane").linkage = "external"
         return module
 
-    engine, _ = machine_code(build, ("search", shape, program, arrays), run_lane=ctypes.CFUNCTYPE(ctypes.c_int32, _P, ctypes.c_int32))
+    (engine,) = machine_code(build, ("search", shape, program, arrays))
     return SearchProgram(engine, engine.get_function_address("run_lane"))

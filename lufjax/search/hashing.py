@@ -43,6 +43,12 @@ def nothing_seen(words: int) -> Seen:
     return Seen(np.zeros(1, np.uint64), np.zeros((1, words), np.uint64), 0, np.zeros(words, np.uint64))
 
 
+def emit_move(b: Any, target: Any, source: Any, count: Any) -> None:
+    """Copy an array of ``count`` integers, which may begin behind the target and overlap it."""
+    with loop(b, count) as number:
+        b.store(b.load(b.gep(source, [number])), b.gep(target, [number]))
+
+
 def emit_hash(b: Any, key: Any, words: Any, factors: Any) -> Any:
     """The hash of a key."""
     with b.goto_entry_block():
@@ -131,9 +137,7 @@ def _add_module() -> ir.Module:
         value, row, own = b.load(b.gep(hashes, [i])), b.gep(rows, [b.mul(i, words)]), b.load(count)
         place = b.call(find, [slots, mask, keys, own, words, value, row])
         with b.if_then(b.icmp_signed(">=", place, I64(0))):
-            target = b.gep(keys, [b.mul(own, words)])
-            with loop(b, words) as word:
-                b.store(b.load(b.gep(row, [word])), b.gep(target, [word]))
+            emit_move(b, b.gep(keys, [b.mul(own, words)]), row, words)
             b.store(i, b.gep(new, [b.sub(own, first)]))
             b.store(b.add(own, I64(1)), count)
             b.store_atomic(b.or_(b.and_(value, I64(UPPER)), b.load(count)), b.gep(slots, [place]), "monotonic", 8)

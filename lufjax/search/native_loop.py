@@ -14,17 +14,13 @@ import numpy as np
 from llvmlite import ir
 
 from lufjax import state as st
-from lufjax.backends.native import POINTER, loop
+from lufjax.backends.native import POINTER, RUN_LANE, loop
 from lufjax.backends.operations import BOOL, I32, I64
 from lufjax.counters import NUM_CLASSES
-from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED
-from lufjax.search.hashing import BYTES, LINE, LONGS, emit_fetch, emit_fetch_likely, emit_find, emit_hash
-from lufjax.state import MachineState
+from lufjax.search.expander import BAD_KEY, BAD_PHASE, DISABLED, DISABLED_AT, STRAYED, Compiled
+from lufjax.search.hashing import BYTES, LINE, LONGS, emit_fetch, emit_fetch_likely, emit_find, emit_hash, emit_move
 
-OWN = POINTER.as_pointer()
-RUN_LANE = ir.FunctionType(I32, [OWN, I32])
-"""``int run_lane(own, stop)`` of :mod:`lufjax.backends.native`."""
-KEY = ir.FunctionType(I32, [OWN, BYTES])
+KEY = ir.FunctionType(I32, [POINTER.as_pointer(), BYTES])
 """``int key(own, out)``: writes a key; not 0 if a value does not fit."""
 WAITING = 16
 """States that wait until they are looked up, so that what they are compared with has been fetched."""
@@ -38,17 +34,16 @@ that are enabled, do not violate and change what a key reads (or all, with ``eve
 one after the other, without keys that are in a set (:mod:`lufjax.search.hashing`); it returns how many. Elements of a state that a row does not have
 are those of ``start``; one that is held to be fixed and is not as before is a fault, STRAYED. ``pairs`` (``int64[num_entries + 1, num_entries]``)
 counts the enabled entries, by that which reached the state (``lasts``, -1 for none) plus 1."""
-Arrays = dict[str, tuple[tuple[int, ...], Any]]
 
 
 def emit_successors(
-    module: ir.Module, arrays: Arrays, index: np.ndarray, fixed: np.ndarray, reads: np.ndarray, functions: Sequence[ir.Function], num_words: int
+    module: ir.Module, compiled: Compiled, index: np.ndarray, fixed: np.ndarray, reads: np.ndarray, functions: Sequence[ir.Function], num_words: int
 ) -> None:
     """The function of :data:`SUCCESSORS`.
 
     Args:
-        index: ``int32[size]``, elements of a state that are in a row. fixed, reads: ``bool[width]``, those that are held to be as at the start, and
-            those that a key depends on. functions: keys in each of the names, of ``num_words`` words.
+        compiled: the machine. index: ``int32[size]``, elements of a state that are in a row. fixed, reads: ``bool[width]``, those that are held to
+            be as at the start, and those that a key depends on. functions: keys in each of the names, of ``num_words`` words.
     """
     ints, longs = POINTER, LONGS
     given = [RUN_LANE.as_pointer(), ints, ints, ints, ints, I64, ints, ints, I64, ints, I32, I64, ints, I32]
@@ -56,12 +51,11 @@ def emit_successors(
     function = ir.Function(module, ir.FunctionType(I64, [*given, *seen, *results]), name="successors")
     run_lane, rows, lasts, which, entries, n, params, events, stride, lengths, steps, num_entries, start, every, *more = function.args
     slots, mask, known, num_known, factors, out, kept, keys, outcomes, pairs, faults = more
-    sizes = [int(np.prod(arrays[name][0], dtype=int)) for name in MachineState._fields]
-    offsets = dict(zip(MachineState._fields, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-    width, size, flow, words, find = sum(sizes), len(index), offsets["flow"], I64(num_words), emit_find(module)
+    offsets, places = compiled.offsets, {name: number for number, (name, _, _) in enumerate(compiled.arrays)}
+    width, size, flow, words, find = sum(compiled.sizes.values()), len(index), offsets["flow"], I64(num_words), emit_find(module)
 
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    own, other = b.alloca(POINTER, size=I64(len(arrays))), b.alloca(I64, size=words)
+    own, other = b.alloca(POINTER, size=I64(len(places))), b.alloca(I64, size=words)
     count, waiting, last, is_changed = (b.alloca(kind) for kind in (I64, I64, I64, BOOL))
     before, row, waiting_rows = b.alloca(I32, size=I64(width)), b.alloca(I32, size=I64(width)), b.alloca(I32, size=I64(WAITING * size))
     hashes, numbers = b.alloca(I64, size=I64(WAITING)), b.alloca(I32, size=I64(WAITING))
@@ -88,8 +82,7 @@ def emit_successors(
             key, value = key_at(b.add(first, i)), b.load(b.gep(hashes, [i]))
             with b.if_then(b.icmp_signed(">=", b.call(find, [slots, mask, known, num_known, words, value, key]), I64(0))):
                 into = b.load(count)
-                with loop(b, words) as word:
-                    b.store(b.load(b.gep(key, [word])), b.gep(key_at(into), [word]))
+                emit_move(b, key_at(into), key, words)
                 _emit_copy(b, [b.gep(out, [b.mul(into, I64(size))])], b.gep(waiting_rows, [b.mul(i, I64(size))]), [(0, 0, size)])
                 b.store(b.load(b.gep(numbers, [i])), b.gep(kept, [into]))
                 b.store(b.add(into, I64(1)), count)
@@ -97,7 +90,6 @@ def emit_successors(
 
     unpack = _runs(index)
     pack = [(to, source, length) for source, to, length in unpack]
-    places = {name: number for number, name in enumerate(arrays)}
     b.store(params, at(own, places["params"]))
     for place, value in ((count, 0), (waiting, 0), (last, -1)):
         b.store(I64(value), place)
@@ -229,5 +221,5 @@ def emit_keep_smaller(b: Any, own: Any, other: Any, count: Any) -> None:
         is_less = b.zext(b.icmp_unsigned("<", theirs, ours), kind)
         b.store(b.select(b.icmp_signed("==", b.load(differs), kind(0)), is_less, b.load(less)), less)
         b.store(b.or_(b.load(differs), b.xor(ours, theirs)), differs)
-    with b.if_then(b.icmp_signed("!=", b.load(less), kind(0))), loop(b, count) as number:
-        b.store(b.load(b.gep(other, [number])), b.gep(own, [number]))
+    with b.if_then(b.icmp_signed("!=", b.load(less), kind(0))):
+        emit_move(b, own, other, count)

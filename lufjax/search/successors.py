@@ -96,10 +96,10 @@ class Machine:
         padded = [np.concatenate([rows, np.zeros((self._steps - len(rows), 5), np.int32)]) for rows in alphabet.rows]
         self._events = rollout.pack_events(np.stack([np.tile(rows, (depth, 1)) for rows in padded]))
         ops = {int(op) for rows in alphabet.rows for op in np.unique(rows[:, 1])}
-        self._arrays, self._pairs = native.lane_arrays(start), has_pairs(policy)
+        self._pairs = has_pairs(policy)
         self.compiled = Compiled(
             self.shape, rollout.program_for(ops, has_slow=has_slow(params)),
-            tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in self._arrays.items()),
+            tuple((name, size, np.dtype(dtype).str) for name, (size, dtype) in native.lane_arrays(start).items()),
             tuple(renamings(alphabet)[: None if symmetry else 1]), symmetry and not self._pairs, tags_wrap(policy), params.fast_frames,
         )  # fmt: skip
         width = len(self._whole_start)
@@ -142,7 +142,7 @@ class Machine:
         """Compiled when a key is first asked for, for all machines that were made from one."""
         if not self._compiled:
             fixed = None if self._varies.all() else np.where(self._varies, FREE, self._whole_start).astype(np.int32)
-            self._compiled.append(compile_form(self.compiled.key_functions(), self._arrays, fixed, self._index, self.compiled))
+            self._compiled.append(compile_form(self.compiled, fixed, self._index))
         return self._compiled[0]
 
     @cached_property
